@@ -1,0 +1,99 @@
+"""Which promise each edge has: its own, or the loosest one marked in its loop."""
+
+from __future__ import annotations
+
+import math
+
+from flowml.actions import Aggregate, Evaluate
+from flowml.edges import Promise
+from flowml.errors import FlowmlError, GraphError
+from flowml.graph import LogicalGraph, Operator, Port
+
+SYNC = Promise("sync", 0)
+
+
+def looseness(promise: Promise) -> float:
+    """Return the staleness that a promise allows. Unit: steps; infinite for async."""
+    return math.inf if promise.staleness is None else float(promise.staleness)
+
+
+def resolve(graph: LogicalGraph) -> dict[tuple[str, int], Promise]:
+    """Return the promise of every edge, keyed by (operator, number of the input).
+
+    Notes
+    -----
+    semantics.md section 1: an unmarked edge takes the loosest promise marked in its loop, that
+    is the reads of the table, the pushes to it and the inputs of the aggregates that feed them;
+    sync when none is marked.
+    """
+    promises: dict[tuple[str, int], Promise] = {}
+    for table in graph.tables:
+        loop = _loop(graph, table.name)
+        marked = [p.edge.promise for _, _, p in loop if p.edge.promise is not None]
+        loosest = max(marked, key=looseness, default=SYNC)
+        for operator, number, port in loop:
+            promise = port.edge.promise or loosest
+            before = promises.get((operator.name, number))
+            if before is None or looseness(promise) > looseness(before):
+                promises[operator.name, number] = promise
+    for operator in graph.operators:
+        for number, port in enumerate(operator.inputs):
+            promises.setdefault((operator.name, number), port.edge.promise or SYNC)
+    return promises
+
+
+def _loop(graph: LogicalGraph, table: str) -> list[tuple[Operator, int, Port]]:
+    """Reads of the table, values of its writes, and inputs of the aggregates that make those."""
+    found = []
+    for operator in graph.operators:
+        if isinstance(operator.action, Evaluate):
+            continue
+        for number, port in enumerate(operator.inputs):
+            if port.table and port.source == table:
+                found.append((operator, number, port))
+    for writer in graph.writers(table):
+        value = writer.inputs[0]
+        found.append((writer, 0, value))
+        if value.table:
+            continue
+        source = graph.operator(value.source)
+        if isinstance(source.action, Aggregate):
+            found += [(source, n, p) for n, p in enumerate(source.inputs)]
+    return found
+
+
+def promise_errors(graph: LogicalGraph) -> list[FlowmlError]:
+    """Refuse reads that promise more than the writes of their table deliver."""
+    promises = resolve(graph)
+    errors: list[FlowmlError] = []
+    for table in graph.tables:
+        reads = [
+            (o, promises[o.name, n])
+            for o, n, p in _loop(graph, table.name)
+            if p.table and p.source == table.name and p.edge.period is None
+        ]
+        writes = [(w, promises[w.name, 0]) for w in graph.writers(table.name)]
+        for reader, read in reads:
+            for writer, write in writes:
+                if looseness(read) < looseness(write):
+                    errors.append(GraphError(
+                        f"edge {table.name} -> {reader.name} ({reader.site})",
+                        f"a read may not promise more than the write delivers on edge "
+                        f"{writer.inputs[0].source} -> {writer.name} ({writer.site})",
+                        f"a {describe(read)} read of a {describe(write)} write",
+                        "Loosen the read, or tighten the write.",
+                    ))
+        kinds = {looseness(p) == 0 for _, p in reads}
+        if len(kinds) == 2:
+            errors.append(GraphError(
+                f"table {table.name!r} ({table.site})",
+                "a table read sync by one edge must be read sync by all but evaluate",
+                ", ".join(f"{o.name}: {describe(p)}" for o, p in reads),
+                "Mark all reads alike.",
+            ))
+    return errors
+
+
+def describe(promise: Promise) -> str:
+    """Return "sync", "stale(4)" or "async"."""
+    return f"stale({promise.staleness})" if promise.kind == "stale" else promise.kind

@@ -1,0 +1,165 @@
+"""What happens in a run, as records: the progress line, the history and the dashboard listen.
+
+Steps count from 0; where a record speaks of a finished step, ``step`` is that step's number.
+Seconds are of a monotonic clock: differences between two moments of one machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Status: TypeAlias = Literal["done", "until", "stopped", "failed"]
+"""How a run ended: at its steps, at an end of the graph, by request or time, by an error."""
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """A run was admitted and is about to load its data.
+
+    Attributes
+    ----------
+    run_id : str
+        Hexadecimal digits that no other run has.
+    graph : str
+        Name of the graph.
+    executor : str
+        ``"serial"``, ``"tasks"``, ``"resident"`` or ``"simulated"``.
+    replicas : int
+    steps : int or None
+        Steps that the run will make at most; None where only the data end it.
+    """
+
+    run_id: str
+    graph: str
+    executor: str
+    replicas: int
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A load operator has its data in place.
+
+    Attributes
+    ----------
+    operator : str
+    partitions : int
+    rows : int
+        Examples, over all replicas.
+    """
+
+    operator: str
+    partitions: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class WindowDone:
+    """All replicas have finished a window of steps.
+
+    Attributes
+    ----------
+    step : int
+        The last step of the window.
+    seconds : float
+        Wall time of the window.
+    steps : int
+        Steps in the window, >= 1.
+    loss : float or None
+        Loss of the last step, weighed over the replicas; None where the graph has no loss.
+    """
+
+    step: int
+    seconds: float
+    steps: int = 1
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """One step of one replica.
+
+    Attributes
+    ----------
+    step, replica : int
+    loss : float
+        Mean over the replica's batch; NaN where it had no examples.
+    seconds : float
+        Wall time of the step, waiting included.
+    wait_seconds : float
+        The part of ``seconds`` in which the replica waited for others.
+    """
+
+    step: int
+    replica: int
+    loss: float
+    seconds: float
+    wait_seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation is known.
+
+    Attributes
+    ----------
+    step : int
+        The step after which the table was read.
+    name : str
+        Name of the evaluate operator.
+    metrics : mapping of str to float
+        Averages over the examples of the source.
+    """
+
+    step: int
+    name: str
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class WorkerLost:
+    """A worker left the run.
+
+    Attributes
+    ----------
+    worker : str
+        Its address.
+    step : int
+        The last step that was committed with it.
+    """
+
+    worker: str
+    step: int
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something that the user should know and that does not end the run."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is over.
+
+    Attributes
+    ----------
+    status : {"done", "until", "stopped", "failed"}
+    step : int
+        Steps committed.
+    seconds : float
+        Wall time of the run.
+    """
+
+    status: Status
+    step: int
+    seconds: float
+
+
+Event: TypeAlias = (
+    RunStarted | Loaded | WindowDone | StepStats | Evaluated | WorkerLost | Warned | Finished
+)
+"""Anything that a listener may be given."""

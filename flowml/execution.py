@@ -1,0 +1,148 @@
+"""A run: started by a graph, waited for, stopped, and what it leaves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from flowml.errors import FlowmlError
+from flowml.graph import LogicalGraph
+from flowml.history import History
+from flowml.runtime.outcome import Outcome
+from flowml.types import Pytree
+
+Execute = Callable[[Callable[[], bool]], Outcome]
+"""Runs the whole graph; asks its argument at every step or window whether to stop."""
+
+STOP_SECONDS = 5.0
+"""How long an interrupted run may take to end its step before it is left."""
+
+
+class Run:
+    """One execution of a graph.
+
+    Attributes
+    ----------
+    graph : LogicalGraph
+    status : str
+        "running", then "done", "until" (an end of the graph), "stopped" (``max_seconds``,
+        :meth:`stop` or Ctrl-C) or "failed".
+    tables : dict
+        Name to pytree; to a list by rank (or group) for tables that are not global. The last
+        committed step, also of a run that failed.
+    history : History
+    metrics : list of dict
+        One a evaluation: ``step``, ``name`` and the metrics.
+    steps : int
+        Committed steps.
+    seconds : float
+        Wall time of the steps.
+    error : FlowmlError or None
+    """
+
+    def __init__(self, graph: LogicalGraph, execute: Execute) -> None:
+        self.graph = graph
+        self.status = "running"
+        self.error: BaseException | None = None
+        self._outcome: Outcome | None = None
+        self._stop = threading.Event()
+        self._finished = threading.Event()
+        self._execute = execute
+        self._thread = threading.Thread(target=self._body, name=f"flowml {graph.name}")
+        self._thread.daemon = True
+        self._thread.start()
+
+    def _body(self) -> None:
+        try:
+            self._outcome = self._execute(self._stop.is_set)
+            self.status = self._outcome.status
+            self.error = self._outcome.error
+        except BaseException as error:  # whatever it is, the waiting thread raises it
+            self.status, self.error = "failed", error
+        finally:
+            self._finished.set()
+
+    def wait(self, timeout: float | None = None) -> Run:
+        """Wait for the end and return this run.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds; the run goes on when they are over.
+
+        Raises
+        ------
+        FlowmlError
+            What ended the run; its ``run`` is this run, with the last committed tables.
+        TimeoutError
+            After ``timeout``.
+        KeyboardInterrupt
+            After Ctrl-C, when the step in progress has ended.
+        """
+        try:
+            if not self._finished.wait(timeout):
+                raise TimeoutError(f"graph {self.graph.name!r} is still running after {timeout} s")
+        except KeyboardInterrupt:
+            self.stop()
+            self._finished.wait(STOP_SECONDS)
+            raise
+        self._thread.join()
+        if self.error is not None:
+            if isinstance(self.error, FlowmlError):
+                self.error.run = self  # type: ignore[attr-defined]
+            raise self.error
+        return self
+
+    def stop(self) -> None:
+        """Ask for an end after the step in progress; :meth:`wait` waits for it."""
+        self._stop.set()
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the executor gave back.
+
+        Raises
+        ------
+        RuntimeError
+            While the run goes on, or if it failed before its first step.
+        """
+        if self._outcome is None:
+            raise RuntimeError(f"graph {self.graph.name!r} is {self.status}: nothing to read yet")
+        return self._outcome
+
+    @property
+    def tables(self) -> dict[str, Pytree]:
+        """The tables of the last committed step."""
+        outcome = self.outcome
+        return {
+            t.name: values[0] if t.scope == "global" else values
+            for t, values in ((t, outcome.tables[t.name]) for t in outcome.plan.tables
+                              if t.name in outcome.tables)
+        }
+
+    @property
+    def history(self) -> History:
+        """What each replica did in each step."""
+        return History(self.outcome.history)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Evaluations, in the order of their steps."""
+        return self.outcome.metrics
+
+    @property
+    def steps(self) -> int:
+        """Committed steps."""
+        return self.outcome.steps
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the steps, loading not counted."""
+        return self.outcome.seconds
+
+    def __repr__(self) -> str:
+        """Show the state in one line."""
+        if self._outcome is None:
+            return f"<Run of {self.graph.name!r}: {self.status}>"
+        return f"<Run of {self.graph.name!r}: {self.status}, {self.steps} steps>"

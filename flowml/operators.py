@@ -1,0 +1,471 @@
+"""The words of a graph: load, table, map, gradient, aggregate, update, assign, evaluate, until.
+
+Each word declares an operator and returns a handle; handles are passed to other words. There is
+no hidden global graph: :class:`flowml.Graph` collects what its sinks depend on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NoReturn
+
+from flowml.actions import (
+    GLOBAL,
+    REPLICA,
+    Action,
+    Aggregate,
+    Assign,
+    Evaluate,
+    Gradient,
+    Here,
+    Kind,
+    Load,
+    Map,
+    SparseRows,
+    Until,
+    Update,
+)
+from flowml.codecs import Codec
+from flowml.data import as_source
+from flowml.differentiate import loss_gradient
+from flowml.edges import Edge
+from flowml.errors import GraphError
+from flowml.layout import freeze, layout_of
+from flowml.reductions import Reduction, reduction
+from flowml.rules import Rule
+from flowml.types import Function, Pytree, Site, calling_site
+
+_order = itertools.count()
+
+
+@dataclass(frozen=True, eq=False)
+class DeclaredTable:
+    """A table as the user declared it; equal only to itself."""
+
+    name: str
+    init: Any
+    scope: str
+    on: int | None
+    site: Site
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"table {self.name!r} ({self.site})"
+
+
+@dataclass(frozen=True, eq=False)
+class Declared:
+    """An operator as the user declared it; equal only to itself."""
+
+    kind: Kind
+    action: Action
+    inputs: tuple[Handle, ...]
+    outputs: int
+    name: str | None
+    suggested: str
+    site: Site
+    writes: DeclaredTable | None = None
+    order: int = field(default_factory=lambda: next(_order))
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"{self.kind} {self.name or self.suggested!r} ({self.site})"
+
+
+@dataclass(frozen=True, eq=False)
+class Handle:
+    """A value of the graph, and what the edge to its next consumer promises.
+
+    Edge methods return a new handle and chain: ``w.stale(4)``, ``grads.every(8, keep="sum")``.
+    """
+
+    of: Declared | DeclaredTable
+    output: int = 0
+    edge: Edge = field(default_factory=Edge)
+
+    def sync(self, until: int | None = None) -> Handle:
+        """Wait for exactly what the consumer's step needs, nothing fresher (BSP)."""
+        return self._with(self.edge.sync(until=until))
+
+    def stale(self, staleness: int, until: int | None = None) -> Handle:
+        """Let the value lag by at most ``staleness`` steps (SSP, Ho et al. 2013)."""
+        return self._with(self.edge.stale(staleness, until=until))
+
+    def async_(self, until: int | None = None) -> Handle:
+        """Take the newest value and never wait (ASP)."""
+        return self._with(self.edge.async_(until=until))
+
+    def every(self, steps: int, keep: Literal["sum", "mean", "last"] | None = None) -> Handle:
+        """Fire every ``steps`` steps; ``keep`` says what the steps between become."""
+        return self._with(self.edge.every(steps, keep=keep))
+
+    def quorum(self, count: int, late: Literal["carry", "drop"] = "carry") -> Handle:
+        """Go on with the first ``count`` contributions of a step."""
+        return self._with(self.edge.quorum(count, late=late))
+
+    def when(self, threshold: float) -> Handle:
+        """Fire when the kept update exceeds ``threshold`` relative to the parameter."""
+        return self._with(self.edge.when(threshold))
+
+    def compress(self, codec: Codec) -> Handle:
+        """Encode the value on this edge."""
+        return self._with(self.edge.compress(codec))
+
+    def at(self, ids: Handle) -> Handle:
+        """Read, or write, the rows of a table named by ``ids``."""
+        return self._with(self.edge.at(ids))
+
+    def _with(self, edge: Edge) -> Handle:
+        return Handle(self.of, self.output, edge)
+
+    def __iter__(self) -> Iterator[NoReturn]:
+        """Refuse: how many values there are is said with ``outputs=`` at the declaration."""
+        raise GraphError(
+            self.of.label,
+            "a handle is one value and cannot be unpacked",
+            fix="Say how many values there are: fl.map(fn, ..., outputs=3).",
+        )
+
+    def __repr__(self) -> str:
+        """Show what it is a handle of."""
+        return f"<{self.of.label}>"
+
+
+def load(
+    source: Any,
+    *,
+    batch_size: int | None,
+    shuffle: bool = True,
+    drop_last: bool = False,
+    seed: int = 0,
+    scope: str = REPLICA,
+    name: str | None = None,
+) -> Handle:
+    """Load batches of a source, one stream a replica.
+
+    Parameters
+    ----------
+    source : Source, ndarray, scipy CSR, tuple of them, or Dask collection
+    batch_size : int or None
+        Examples a batch and replica; None is the replica's whole share each step, unshuffled.
+    shuffle : bool
+        New order each epoch, from (run seed, ``seed``, epoch, rank).
+    drop_last : bool
+        Leave out a last batch that is not full; the rows dropped are counted.
+    scope : str
+        Only "replica" has a meaning today.
+
+    Raises
+    ------
+    GraphError
+        If ``batch_size`` is no integer >= 1, or ``source`` is a generator.
+    """
+    site = calling_site()
+    if batch_size is not None and (not _is_int(batch_size) or batch_size < 1):
+        raise GraphError(
+            f"load {name or 'load'!r} ({site})",
+            "batch_size must be an integer >= 1, or None for the whole share",
+            repr(batch_size),
+            "It counts examples a replica.",
+        )
+    if scope != REPLICA:
+        raise GraphError(
+            f"load {name or 'load'!r} ({site})", "scope must be 'replica'", repr(scope),
+            "Aggregate what the replicas load instead.",
+        )
+    action = Load(as_source(source), batch_size, shuffle, drop_last, seed, scope)
+    return Handle(Declared("load", action, (), 1, name, "load", site))
+
+
+def table(name: str, init: Pytree | Function, *, scope: str = GLOBAL, on: int | None = None) -> Handle:
+    """Declare parameters: the state that survives a step.
+
+    Parameters
+    ----------
+    name : str
+    init : array, pytree of arrays, or function of ``here``
+        Copied at the declaration. A function is called once an instance.
+    scope : str
+        "global" (one), "host" or a group's name (one a group), "replica" (one each).
+    on : int, optional
+        Pin the only instance to this replica.
+
+    Raises
+    ------
+    GraphError
+        If a leaf is no numeric array.
+    """
+    site = calling_site()
+    where = f"table {name!r} ({site})"
+    if not isinstance(name, str) or not name:
+        raise GraphError(where, "a table needs a name", repr(name), "Call it like fl.table('w', ...).")
+    if not callable(init):
+        try:
+            layout_of(init)
+        except TypeError as error:
+            raise GraphError(
+                where, "init must be an array or a pytree of numeric arrays", str(error),
+                "Cast it, for example with np.asarray(x, 'float32').",
+            ) from error
+        init = freeze(init)
+    return Handle(DeclaredTable(name, init, scope, on, site))
+
+
+def sparse_table(
+    name: str, dim: int, init: Any = None, dtype: str = "float32", *, scope: str = GLOBAL
+) -> Handle:
+    """Declare rows by integer key, made at first touch.
+
+    Parameters
+    ----------
+    dim : int
+        Length of a row.
+    """
+    site = calling_site()
+    return Handle(DeclaredTable(name, SparseRows(dim, init, dtype), scope, None, site))
+
+
+def here(seed: int = 0) -> Handle:
+    """Return the place of an instance: ``replica, replicas, group, clock`` and ``.rng()``."""
+    return Handle(Declared("here", Here(seed), (), 1, None, "here", calling_site()))
+
+
+def map(  # noqa: A001 - the word of the graph language; builtins.map is not used in this module
+    fn: Function, *inputs: Handle, outputs: int = 1, name: str | None = None
+) -> Any:
+    """Apply a pure function.
+
+    Parameters
+    ----------
+    fn : callable
+        Gets the values of ``inputs``, read-only; returns a new value.
+    outputs : int
+        With n > 1, ``fn`` returns a tuple of n and n handles come back.
+
+    Returns
+    -------
+    Handle, or a tuple of ``outputs`` handles
+    """
+    site = calling_site()
+    suggested = getattr(fn, "__name__", "map")
+    suggested = suggested if suggested.isidentifier() else "map"
+    where = f"map {name or suggested!r} ({site})"
+    _check_callable(where, fn)
+    handles = _check_handles(where, inputs)
+    _check_arity(where, fn, len(handles))
+    return _handles(Declared("map", Map(fn), handles, outputs, name, suggested, site))
+
+
+def gradient(
+    f: Any,
+    tables: Handle | Sequence[Handle],
+    *inputs: Handle,
+    aux: bool = False,
+    name: str | None = None,
+) -> Any:
+    """Differentiate a loss with respect to one or several tables.
+
+    Parameters
+    ----------
+    f : model, callable
+        A model with ``value_and_grad(params, *inputs)``; a function marked with
+        :func:`flowml.value_and_grad`; or ``loss(params, *inputs) -> scalar`` in NumPy,
+        differentiated by autograd.
+    tables : Handle or tuple of Handles
+        Where the parameters come from; ``f`` gets a tuple of pytrees for a tuple.
+    aux : bool
+        ``f`` returns (loss, something) and a handle for that something is added.
+
+    Returns
+    -------
+    Handle, or a tuple of them
+        One gradient a table, and the aux handle.
+    """
+    site = calling_site()
+    where = f"gradient {name or 'gradient'!r} ({site})"
+    packed = isinstance(tables, tuple | list)
+    sources = tuple(tables) if isinstance(tables, tuple | list) else (tables,)
+    handles = _check_handles(where, (*sources, *inputs))
+    if hasattr(f, "value_and_grad"):
+        model = f
+        _check_arity(where, f.value_and_grad, 1 + len(inputs))
+    else:
+        _check_callable(where, f)
+        _check_arity(where, f, 1 + len(inputs))
+        model = loss_gradient(f)
+    action = Gradient(model, len(sources), packed, aux)
+    declared = Declared("gradient", action, handles, len(sources) + aux, name, "gradient", site)
+    return _handles(declared)
+
+
+def aggregate(
+    how: str | Reduction,
+    values: Handle,
+    *,
+    within: str | None = None,
+    weight: Literal["examples", "equal"] | Handle | None = None,
+    name: str | None = None,
+) -> Handle:
+    """Combine the values of replicas (or groups) into one.
+
+    Parameters
+    ----------
+    how : str or Reduction
+        "mean", "sum", "median", ``fl.trimmed_mean(f)``.
+    within : str, optional
+        "host" or a group's name: one result a group instead of one for all.
+    weight : str or Handle
+        "examples" (default): by the number of examples that each value stands for; "equal"; or
+        a handle to a scalar.
+    """
+    site = calling_site()
+    chosen = reduction(how)
+    where = f"aggregate {name or chosen.name!r} ({site})"
+    handles = _check_handles(where, (values,))
+    weighing: Literal["examples", "equal", "handle"] = "examples"
+    if isinstance(weight, Handle):
+        handles, weighing = (*handles, weight), "handle"
+        chosen = replace(chosen, weighted=chosen.tree)
+    elif weight in ("examples", "equal"):
+        weighing = weight
+    elif weight is not None:
+        raise GraphError(
+            where, 'weight must be "examples", "equal" or a handle', repr(weight),
+            "Leave it out to weigh by examples.",
+        )
+    action = Aggregate(chosen, within, weighing)
+    return Handle(Declared("aggregate", action, handles, 1, name, chosen.name, site))
+
+
+def update(table: Handle, values: Handle, rule: Rule, *, name: str | None = None) -> Handle:
+    """Change a table by a rule; returns the table after it, in the same step."""
+    site = calling_site()
+    target = _target("update", table, site)
+    where = f"update of {target.name!r} ({site})"
+    if not isinstance(rule, Rule):
+        raise GraphError(
+            where, "the third argument must be a rule", repr(rule), "For example fl.sgd(lr=0.1).",
+        )
+    handles = _check_handles(where, (values,)) + _ids(table)
+    action = Update(target.name, rule)
+    suggested = f"update_{target.name}"
+    return Handle(Declared("update", action, handles, 1, name, suggested, site, target))
+
+
+def assign(table: Handle, values: Handle, *, name: str | None = None) -> Handle:
+    """Replace a table by a value; returns the table after it, in the same step."""
+    site = calling_site()
+    target = _target("assign", table, site)
+    handles = _check_handles(f"assign of {target.name!r} ({site})", (values,)) + _ids(table)
+    suggested = f"assign_{target.name}"
+    return Handle(
+        Declared("assign", Assign(target.name), handles, 1, name, suggested, site, target)
+    )
+
+
+def evaluate(
+    fn: Function, table: Handle, source: Any, *, every: int | str = "1 epoch", name: str | None = None
+) -> Handle:
+    """Measure a table over a whole source every so often.
+
+    Parameters
+    ----------
+    fn : callable
+        ``fn(params, batch) -> float or dict of floats``, averaged over the source by examples.
+    every : int or str
+        Steps, or "1 epoch", "5 epochs", "100 steps".
+    """
+    site = calling_site()
+    suggested = getattr(fn, "__name__", "evaluate")
+    where = f"evaluate {name or suggested!r} ({site})"
+    _check_callable(where, fn)
+    _check_arity(where, fn, 2)
+    handles = _check_handles(where, (table,))
+    count, unit = _frequency(where, every)
+    action = Evaluate(fn, as_source(source), count, unit)
+    return Handle(Declared("evaluate", action, handles, 1, name, suggested, site))
+
+
+def until(fn: Function, value: Handle, *, name: str | None = None) -> Handle:
+    """End the run after the first step where ``fn(value)`` is true."""
+    site = calling_site()
+    where = f"until {name or 'until'!r} ({site})"
+    _check_callable(where, fn)
+    handles = _check_handles(where, (value,))
+    return Handle(Declared("until", Until(fn), handles, 1, name, "until", site))
+
+
+def _handles(declared: Declared) -> Handle | tuple[Handle, ...]:
+    if declared.outputs == 1:
+        return Handle(declared)
+    return tuple(Handle(declared, i) for i in range(declared.outputs))
+
+
+def _ids(target: Handle) -> tuple[Handle, ...]:
+    return (target.edge.ids,) if target.edge.ids is not None else ()
+
+
+def _target(verb: str, table: Any, site: Site) -> DeclaredTable:
+    if isinstance(table, Handle) and isinstance(table.of, DeclaredTable):
+        return table.of
+    got = table.of.label if isinstance(table, Handle) else f"a {type(table).__name__}"
+    raise GraphError(
+        f"{verb} ({site})", "the first argument must be a table", got,
+        f"Name the table that it writes: fl.{verb}(fl.table('w', ...), values, ...).",
+    )
+
+
+def _check_handles(where: str, inputs: Sequence[Any]) -> tuple[Handle, ...]:
+    for number, value in enumerate(inputs, 1):
+        if not isinstance(value, Handle):
+            raise GraphError(
+                where, f"input {number} must be a handle (from fl.load, fl.map, fl.table ...)",
+                f"a {type(value).__name__}", "Close over constants, or load data with fl.load.",
+            )
+    return tuple(inputs)
+
+
+def _check_callable(where: str, fn: Any) -> None:
+    if not callable(fn):
+        raise GraphError(where, "the first argument must be a function", f"a {type(fn).__name__}")
+
+
+def _check_arity(where: str, fn: Function, count: int) -> None:
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # ufuncs and other builtins do not say what they take
+        return
+    try:
+        signature.bind(*range(count))
+    except TypeError as error:
+        raise GraphError(
+            where, f"{getattr(fn, '__name__', 'the function')}{signature} must take its "
+            f"{count} inputs", str(error), "Add or remove inputs.",
+        ) from error
+
+
+def _frequency(where: str, every: int | str) -> tuple[int, Literal["steps", "epochs"]]:
+    count: Any = every
+    unit: Literal["steps", "epochs"] = "steps"
+    if isinstance(every, str):
+        number, _, word = every.partition(" ")
+        count = int(number) if number.isdigit() else 0
+        if word in ("epoch", "epochs"):
+            unit = "epochs"
+        elif word not in ("step", "steps"):
+            count = 0
+    if not _is_int(count) or count < 1:
+        raise GraphError(
+            where, 'every must be steps >= 1, or like "1 epoch"', repr(every),
+            'For example every=100 or every="1 epoch".',
+        )
+    return count, unit
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,230 @@
+"""The public Graph: a logical graph with the verbs run, start and plan."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import networkx as nx
+from dask.utils import parse_timedelta
+
+from flowml import configuration
+from flowml.collect import closest, collect
+from flowml.compiler.check import check
+from flowml.compiler.place import Groups
+from flowml.compiler.stages import compile_graph
+from flowml.errors import PlanError
+from flowml.events import Event
+from flowml.execution import Run
+from flowml.graph import LogicalGraph
+from flowml.operators import Handle
+from flowml.plan import Plan
+from flowml.runtime.feeding import loads, local_feed, open_stream
+from flowml.runtime.outcome import Order, Outcome
+from flowml.runtime.probe import probe
+from flowml.runtime.serial import run_serial
+from flowml.runtime.shipping import check_ships
+
+Executor = Literal["resident", "tasks", "serial"]
+EXECUTORS: tuple[str, ...] = get_args(Executor)
+
+
+@dataclass(frozen=True)
+class Later:
+    """Options of the contract whose time has not come, and what they wait for."""
+
+    directory: Any = None
+    resume: Any = "auto"
+    record: Any = False
+    checkpoint: Any = None
+
+    def refuse_given(self) -> None:
+        """Refuse any that was given: silence would look like success."""
+        for name, value in vars(self).items():
+            if value != getattr(Later, name):
+                raise PlanError(f"option {name}", "does not run in this release", repr(value),
+                                "Leave it out.")
+
+
+class Graph:
+    """A graph, closed by its writes, evaluations and ends.
+
+    Parameters
+    ----------
+    *sinks : Handle
+        What ``fl.update``, ``fl.assign``, ``fl.evaluate`` and ``fl.until`` returned.
+    name : str, optional
+
+    Raises
+    ------
+    GraphError
+        Everything that is wrong with it, with file and line.
+
+    Examples
+    --------
+    >>> import numpy as np, flowml as fl
+    >>> model = fl.models.linear(2)
+    >>> w = fl.table("w", model.init(seed=0))
+    >>> batch = fl.load((np.ones((8, 2), "float32"), np.ones(8, "float32")), batch_size=4)
+    >>> mean = fl.aggregate("mean", fl.gradient(model, w, batch))
+    >>> run = fl.Graph(fl.update(w, mean, fl.sgd(0.1))).run(steps=3, replicas=2, executor="serial")
+    >>> run.status, run.steps
+    ('done', 3)
+    """
+
+    def __init__(self, *sinks: Handle, name: str | None = None) -> None:
+        self.logical: LogicalGraph = check(collect(sinks, name or "graph"))
+
+    @property
+    def name(self) -> str:
+        """Name of the graph."""
+        return self.logical.name
+
+    def to_networkx(self) -> nx.MultiDiGraph:
+        """Return the graph with tables as vertices; see :meth:`LogicalGraph.to_networkx`."""
+        return self.logical.to_networkx()
+
+    def run(self, **options: Any) -> Run:
+        """Run the graph and wait for its end.
+
+        Parameters
+        ----------
+        **options
+            Those of :meth:`start`.
+
+        Raises
+        ------
+        FlowmlError
+            What ended the run; its attribute ``run`` holds the last committed tables.
+        """
+        return self.start(**options).wait()
+
+    def start(
+        self,
+        *,
+        steps: int | None = None,
+        epochs: int | None = None,
+        replicas: int | None = None,
+        groups: Groups = None,
+        executor: str | None = None,
+        cluster: Any = None,
+        seed: int = 0,
+        max_seconds: float | None = None,
+        on_nonfinite: Literal["stop", "ignore"] | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        deadline: str | float | None = None,
+        step_seconds: float | None = None,
+        blas_threads: int | None = None,
+        progress: bool | None = None,
+        dry_run: bool = False,
+        **later: Any,
+    ) -> Run:
+        """Start a run in the background.
+
+        Parameters
+        ----------
+        steps, epochs : int, optional
+            At least one of them; whichever comes first ends the run.
+        replicas : int, optional
+            Copies of the graph; one a worker when left out, 1 for the serial executor.
+        groups : "host", int, or list of lists of ranks, optional
+            What a named group of the graph means in this run.
+        executor : "resident", "tasks" or "serial"
+        cluster : Client, Cluster, str, optional
+            None takes the current Dask client, else an embedded cluster on this machine.
+        seed : int
+            Of every random stream of the run.
+        max_seconds : float, optional
+            Ends the run after the step in which it is exceeded.
+        on_nonfinite : "stop" or "ignore"
+            What a NaN or infinite value does.
+        on_event : callable, optional
+            Gets each event of the run; see ``flowml.events``.
+        deadline : str or float
+            Longest silence of a replica that others wait for.
+        step_seconds : float, optional
+            Longest time of one operator.
+        blas_threads : int
+            A replica; part of the plan, since it changes bits.
+        progress : bool, optional
+            Show the progress line; None: on a terminal only.
+        dry_run : bool
+            Check shapes, dtypes, pickling and one step; train nothing.
+
+        Raises
+        ------
+        PlanError
+            If an option has no meaning.
+        """
+        Later(**_known(later)).refuse_given()
+        name = _executor(executor)
+        order = Order(
+            _positive("steps", steps), _positive("epochs", epochs), seed=_seed(seed),
+            max_seconds=max_seconds,
+            deadline_seconds=float(parse_timedelta(deadline or configuration.read("deadline"))),
+            step_seconds=step_seconds or configuration.read("step-seconds"),
+            on_nonfinite=on_nonfinite or configuration.read("on-nonfinite"), on_event=on_event,
+        )
+        if steps is None and epochs is None and not dry_run:
+            raise PlanError(f"graph {self.name!r}", "a run needs steps= or epochs=", "neither",
+                            "For example graph.run(epochs=10).")
+        threads = blas_threads or configuration.read("blas-threads")
+        if dry_run:
+            plan = compile_graph(self.logical, replicas or 1, groups, blas_threads=threads)
+            return Run(self.logical, lambda stop: _dry(plan, order))
+        if name == "serial":
+            plan = compile_graph(self.logical, replicas or 1, groups, blas_threads=threads)
+            return Run(self.logical, lambda stop: run_serial(plan, order, stop))
+        raise PlanError("executor", "not there yet")
+
+    def plan(self, replicas: int, groups: Groups = None) -> Plan:
+        """Return the physical plan for a number of replicas."""
+        return compile_graph(self.logical, replicas, groups)
+
+
+def _dry(plan: Plan, order: Order) -> Outcome:
+    """Check pickling, shapes, dtypes and one step in this process."""
+    check_ships(plan)
+    began = time.monotonic()
+    batches = {}
+    for operator in loads(plan):
+        feed, parts = local_feed(operator, plan.replicas, order.seed)
+        rank = next(r for r, o in enumerate(feed.orders) if o.batches())
+        stream = open_stream(feed, rank, parts[rank], prefetch=False)
+        batches[operator.name] = stream.batch(0)
+        stream.close()
+    probe(plan, batches, order.seed)
+    return Outcome(plan, seconds=time.monotonic() - began)
+
+
+def _known(later: Mapping[str, Any]) -> dict[str, Any]:
+    known = [*vars(Later()), "steps", "epochs", "replicas", "groups", "executor", "cluster",
+             "seed", "max_seconds", "on_nonfinite", "on_event", "deadline", "step_seconds",
+             "blas_threads", "progress", "dry_run"]
+    for name in later:
+        if name not in vars(Later()):
+            raise PlanError("graph.run", f"options are {', '.join(sorted(known))}", repr(name),
+                            closest(name, known).strip())
+    return dict(later)
+
+
+def _executor(name: str | None) -> str:
+    chosen = name or str(configuration.read("executor"))
+    if chosen not in EXECUTORS:
+        raise PlanError("executor", f"must be one of {', '.join(EXECUTORS)}", repr(chosen),
+                        closest(chosen, EXECUTORS).strip())
+    return chosen
+
+
+def _positive(name: str, value: int | None) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise PlanError(name, "must be an integer >= 1", repr(value))
+    return value
+
+
+def _seed(value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise PlanError("seed", "must be an integer >= 0", repr(value))
+    return value

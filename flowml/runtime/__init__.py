@@ -1,0 +1,1 @@
+"""What runs a plan: executors, transports and the plugins on a Dask cluster."""

@@ -1,0 +1,203 @@
+"""Calls into the user's functions, with everything that may come back wrong turned into one error.
+
+All executors call operators through here, so that they compute the same and complain the same.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowml.errors import DivergedError, FlowmlError, OperatorError
+from flowml.layout import Layout
+from flowml.plan import PlanOperator
+from flowml.types import PACKAGE, Pytree
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a call happens, for messages."""
+
+    operator: PlanOperator
+    replica: int
+    step: int
+    worker: str = "driver"
+
+    @property
+    def label(self) -> str:
+        """Operator, file and line, replica and step."""
+        return f"{self.operator.label} in replica {self.replica}, step {self.step}"
+
+    def fields(self) -> dict[str, Any]:
+        """Return the structured facts of an error."""
+        return {"operator": self.operator.name, "replica": self.replica, "step": self.step,
+                "worker": self.worker}
+
+
+class placed_errors:  # noqa: N801 - a context, named like those of contextlib
+    """Turn whatever a block of the user's code raises into one error with its place.
+
+    ``SystemExit`` too: an operator must not be able to kill a worker. A class and not a
+    generator, because it stands in the step loop (0.2 us instead of 1.1 us).
+    """
+
+    __slots__ = ("_spot",)
+
+    def __init__(self, spot: Callable[[], Spot]) -> None:
+        self._spot = spot
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        """Raise the error with its place."""
+        if error is not None and not isinstance(error, KeyboardInterrupt):
+            raise explained(self._spot(), error) from error
+
+
+def call(spot: Callable[[], Spot], function: Callable[..., Any], *inputs: Any) -> Any:
+    """Call a function of the user.
+
+    Raises
+    ------
+    OperatorError
+        If it raises anything, ``SystemExit`` included.
+    """
+    with placed_errors(spot):
+        return function(*inputs)
+
+
+def explained(spot: Spot, error: BaseException) -> FlowmlError:
+    """Return the error that the user sees for what a call raised."""
+    if isinstance(error, FlowmlError):
+        return placed(error, spot)
+    if isinstance(error, SystemExit):
+        return OperatorError(
+            spot.label, "an operator must return", f"a call of sys.exit({error.code!r})",
+            "Raise an exception to stop the run.", kind="exited", **spot.fields(),
+        )
+    if isinstance(error, MemoryError):
+        return OperatorError(
+            spot.label, "ran out of memory", str(error), "Use smaller batches, or workers "
+            "with more memory.", kind="memory", **spot.fields(),
+        )
+    return raised(spot, error)
+
+
+def placed(error: FlowmlError, spot: Spot) -> FlowmlError:
+    """Return an error of flowml's own with the place of the call added."""
+    if "operator" in error.fields:
+        return error
+    where = f"{spot.label}: {error.where}"
+    fields = {"kind": "raised", **error.fields, **spot.fields()}
+    return type(error)(where, error.required, error.got, error.fix, **fields)
+
+
+def raised(spot: Spot, error: BaseException) -> OperatorError:
+    """Return the error for an exception of the user's function, its own frames first."""
+    frames = [
+        f"{Path(f.filename).name}:{f.lineno} in {f.name}"
+        for f in traceback.extract_tb(error.__traceback__)
+        if not Path(f.filename).is_relative_to(PACKAGE)
+    ]
+    at = f" at {' <- '.join(reversed(frames[-4:]))}" if frames else ""
+    return OperatorError(
+        spot.label, f"raised {type(error).__name__}: {error}{at}", kind="raised",
+        cause=f"{type(error).__name__}: {error}", **spot.fields(),
+    )
+
+
+def returned(spot: Spot, required: str, got: str, fix: str = "") -> OperatorError:
+    """Return the error for a result of the wrong kind."""
+    return OperatorError(spot.label, required, got, fix, kind="returned", **spot.fields())
+
+
+def check_outputs(spot: Callable[[], Spot], result: Any, outputs: int) -> tuple[Any, ...]:
+    """Return the outputs of a map as a tuple, refusing None and a wrong number of them."""
+    if result is None:
+        raise returned(spot(), "must return a value", "None", "Is a return missing?")
+    if outputs == 1:
+        return (result,)
+    if not isinstance(result, tuple | list) or len(result) != outputs:
+        got = f"{len(result)}" if isinstance(result, tuple | list) else type(result).__name__
+        raise returned(spot(), f"must return a tuple of {outputs} values (outputs={outputs})", got)
+    return tuple(result)
+
+
+def call_gradient(
+    spot: Callable[[], Spot], action: Any, params: Sequence[Pytree], inputs: Sequence[Any],
+    layouts: Sequence[Layout],
+) -> tuple[float, tuple[Pytree, ...], tuple[Any, ...]]:
+    """Differentiate; return the loss, one gradient a table, and what the loss returns beside.
+
+    Raises
+    ------
+    OperatorError
+        If the loss is no number, or a gradient does not have the table's shapes and dtypes.
+    """
+    first = tuple(params) if action.packed else params[0]
+    result = call(spot, action.model.value_and_grad, first, *inputs)
+    loss, gradients, beside = _unpack(spot, action, result)
+    for gradient, layout in zip(gradients, layouts, strict=True):
+        wrong = layout.mismatch(gradient)
+        if wrong is not None:
+            raise returned(spot(), "the gradient must have the structure, shapes and dtypes of "
+                           "its table", wrong, "Cast or reshape it in the loss.")
+    return loss, gradients, beside
+
+
+def _unpack(
+    spot: Callable[[], Spot], action: Any, result: Any
+) -> tuple[float, tuple[Pytree, ...], tuple[Any, ...]]:
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        got = "None" if result is None else f"a {type(result).__name__}"
+        raise returned(spot(), "value_and_grad must return (loss, gradients)", got,
+                       "Is a return missing?" if result is None else "")
+    loss, gradients = result
+    beside: tuple[Any, ...] = ()
+    if action.aux:
+        if not isinstance(loss, tuple | list) or len(loss) != 2:
+            raise returned(spot(), "with aux=True the loss must return (loss, something)",
+                           f"a {type(loss).__name__}")
+        loss, aux = loss
+        beside = (aux,)
+    if np.ndim(loss) != 0:
+        raise returned(spot(), "the loss must be one number", f"shape {np.shape(loss)}",
+                       "Return the mean over the batch.")
+    grads = tuple(gradients) if action.packed else (gradients,)
+    if len(grads) != action.tables:
+        raise returned(spot(), f"must return {action.tables} gradients", str(len(grads)))
+    if any(g is None for g in grads):
+        raise returned(spot(), "must return a gradient", "None", "Is a return missing?")
+    return float(loss), grads, beside
+
+
+def check_finite_loss(spot: Callable[[], Spot], loss: float) -> None:
+    """Refuse a loss that is not finite."""
+    if not np.isfinite(loss):
+        raise diverged(spot(), f"the loss must be finite, got {loss}")
+
+
+def diverged(spot: Spot, what: str) -> DivergedError:
+    """Return the error for a value that is not finite."""
+    where = spot.label
+    return DivergedError(where, what, fix="Lower the learning rate, or clip the gradient "
+                         "(fl.clip_norm). The table keeps its last finite value.",
+                         **spot.fields())
+
+
+def all_finite(flat: np.ndarray[Any, Any]) -> bool:
+    """Tell whether a flat array is finite: one dot product unless that overflows."""
+    if flat.dtype.kind not in "fc":
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.dot(flat, flat)):
+            return True
+    return bool(np.isfinite(flat).all())

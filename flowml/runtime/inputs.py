@@ -1,0 +1,137 @@
+"""How an operator of the resident executor gets its inputs: a small function for each port."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+from flowml.errors import FlowmlError
+from flowml.plan import PlanOperator
+from flowml.runtime.calls import Spot, returned
+from flowml.runtime.domain import Region, kept_by_source, reads_table_buffers, region_of_port
+from flowml.runtime.rank import Rank
+from flowml.runtime.values import EMPTY, Kept, Value, agreed_examples, copied
+
+Getter: TypeAlias = Callable[[], Value]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Which operators fire and which edges deliver in the steps that a program is for."""
+
+    rank: Rank
+    step: int
+    """Any step of this pattern."""
+
+    def fires(self, name: str) -> bool:
+        """Tell whether an operator fires."""
+        return self.rank.firing.fires(self.rank.plan.operator(name), self.step)
+
+    def delivers(self, reader: PlanOperator, number: int) -> bool:
+        """Tell whether an edge delivers."""
+        return self.rank.firing.delivers(reader.inputs[number], self.step)
+
+    def writes_before(self, writer: PlanOperator, *, including: bool) -> int:
+        """Return how many writes of its table fire before (or up to) a write."""
+        names = self.rank.plan.table(str(writer.writes)).writes
+        stop = names.index(writer.name) + including
+        return sum(self.fires(name) for name in names[:stop])
+
+    def key(self) -> tuple[frozenset[str], frozenset[tuple[str, int]]]:
+        """Return what makes two steps of the same pattern."""
+        plan = self.rank.plan
+        return (
+            self.rank.firing.pattern(self.step),
+            frozenset((o.name, n) for o in plan.steps for n in range(len(o.inputs))
+                      if self.delivers(o, n)),
+        )
+
+
+def getter(pattern: Pattern, reader: PlanOperator, number: int) -> Getter:
+    """Return a function that gives an input when the reader fires."""
+    rank = pattern.rank
+    if rank.firing.holds(reader.inputs[number], reader):
+        held, key = rank.held, (reader.name, number)
+        return lambda: held[key]
+    return delivered(pattern, reader, number)
+
+
+def delivered(pattern: Pattern, reader: PlanOperator, number: int) -> Getter:
+    """Return a function that gives what an edge delivers in this step."""
+    rank, port = pattern.rank, reader.inputs[number]
+    if not reads_table_buffers(rank.plan, port) and port.crosses:
+        if port.every > 1 and not kept_by_source(rank.plan, port) and rank.firing.keeps(port):
+            return rank.kept.setdefault((reader.name, number), Kept(port.keep)).take
+        source = rank.instance(rank.plan.scope_of(port))
+        return read_region(rank.memory.region(region_of_port(rank.plan, reader, number, source)))
+    if port.every > 1 and not port.table and rank.firing.keeps(port):
+        return rank.kept.setdefault((reader.name, number), Kept(port.keep)).take
+    return fresh(pattern, reader, number)
+
+
+def fresh(pattern: Pattern, reader: PlanOperator, number: int) -> Getter:
+    """Return a function that gives what the source of an input made in this very step."""
+    rank, port = pattern.rank, reader.inputs[number]
+    if port.table:
+        return rank.tables[port.source].value
+    source = rank.plan.operator(port.source)
+    if source.writes is not None:
+        writes = pattern.writes_before(source, including=True)
+        return partial(rank.tables[source.writes].value, writes)
+    if port.crosses:
+        instance = rank.instance(source.scope)
+        return read_region(rank.memory.region(("out", port.source, port.output, instance)))
+    registers, slot = rank.registers, rank.slots[port.source, port.output]
+    return lambda: registers[slot]
+
+
+def read_region(region: Region) -> Getter:
+    """Return a function that gives a region's value."""
+    header, view = region.header, region.view
+
+    def read() -> Value:
+        examples = float(header[0])
+        if examples == 0.0:
+            return EMPTY
+        return Value(view, None if examples != examples else examples)
+
+    return read
+
+
+def hold(pattern: Pattern, reader: PlanOperator, number: int) -> Callable[[int], None]:
+    """Return an action that keeps a private copy of what an edge delivers in this step."""
+    held, key = pattern.rank.held, (reader.name, number)
+    get = delivered(pattern, reader, number)
+
+    def act(step: int) -> None:
+        value = get()
+        held[key] = Value(copied(value.content), value.examples)
+
+    return act
+
+
+def keep_at_reader(pattern: Pattern, reader: PlanOperator, number: int) -> Callable[[int], None]:
+    """Return an action that adds this step's value to what an edge keeps, at its reader."""
+    rank = pattern.rank
+    kept = rank.kept.setdefault((reader.name, number), Kept(reader.inputs[number].keep))
+    get = fresh(pattern, reader, number)
+
+    def act(step: int) -> None:
+        kept.put(get())
+
+    return act
+
+
+def gather(getters: Sequence[Getter], spot: Callable[[], Spot]) -> tuple[list[Value], float | None]:
+    """Return all inputs of an operator and the examples that they stand for."""
+    values = [get() for get in getters]
+    try:
+        return values, agreed_examples(values)
+    except ValueError as error:
+        raise _disagreement(spot(), error) from error
+
+
+def _disagreement(spot: Spot, error: ValueError) -> FlowmlError:
+    return returned(spot, str(error), "", "Let all inputs come from the same batch.")

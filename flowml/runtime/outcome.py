@@ -1,0 +1,154 @@
+"""What a run was asked for and what came of it: the same records for every executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from flowml.errors import FlowmlError
+from flowml.events import Event
+from flowml.plan import Plan
+from flowml.types import Array, Pytree
+
+Status: TypeAlias = Literal["done", "until", "stopped", "failed"]
+"""``until``: an end of the graph; ``stopped``: max_seconds, Ctrl-C or ``Run.stop``."""
+
+HISTORY_COLUMNS = ("step", "replica", "loss", "seconds", "wait_seconds", "staleness")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What was asked of a run.
+
+    Attributes
+    ----------
+    steps, epochs : int or None
+        Whichever comes first; one of them is given.
+    seed : int
+    snapshots : frozenset of int
+        Numbers of steps after which the tables are kept.
+    max_seconds : float or None
+    deadline_seconds : float
+        Longest silence of a rank that others wait for.
+    step_seconds : float or None
+        Longest time that one operator may take.
+    on_nonfinite : "stop" or "ignore"
+    """
+
+    steps: int | None
+    epochs: int | None
+    seed: int = 0
+    snapshots: frozenset[int] = frozenset()
+    max_seconds: float | None = None
+    deadline_seconds: float = 60.0
+    step_seconds: float | None = None
+    on_nonfinite: Literal["stop", "ignore"] = "stop"
+    on_event: Callable[[Event], None] | None = None
+
+    def tell(self, event: Event) -> None:
+        """Hand an event to whoever listens."""
+        if self.on_event is not None:
+            self.on_event(event)
+
+
+Tables: TypeAlias = dict[str, list[Pytree]]
+"""Each table's instances: one for a global table, one a group, or one a replica."""
+
+
+@dataclass
+class Outcome:
+    """What a run left: tables, history, metrics."""
+
+    plan: Plan
+    status: Status = "done"
+    steps: int = 0
+    """Committed steps."""
+    steps_per_epoch: int = 0
+    tables: Tables = field(default_factory=dict)
+    snapshots: dict[int, Tables] = field(default_factory=dict)
+    history: dict[str, Array] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    dropped_rows: dict[str, int] = field(default_factory=dict)
+    unsent: tuple[str, ...] = ()
+    """Edges that still keep values of the last steps: nothing is flushed at the end."""
+    error: FlowmlError | None = None
+
+
+def evaluation_due(plan: Plan, step: int, steps_per_epoch: int, last: bool) -> tuple[str, ...]:
+    """Return the names of the evaluations to make after ``step`` steps.
+
+    Notes
+    -----
+    Every so many steps or epochs, and once more after the last step.
+    """
+    due = []
+    for operator in plan.evaluations:
+        action: Any = operator.action
+        every = action.every * (steps_per_epoch if action.unit == "epochs" else 1)
+        if step % every == 0 or last:
+            due.append(operator.name)
+    return tuple(due)
+
+
+class HistoryBuilder:
+    """Collects rows of the history, thinned after the first thousand steps.
+
+    Notes
+    -----
+    All rows of the first ``FULL_STEPS`` steps; later every tenth step up to ten times that, then
+    every hundredth, and so on: a run of a million steps keeps some ten thousand rows a replica.
+    """
+
+    FULL_STEPS = 1000
+
+    def __init__(self) -> None:
+        self._blocks: list[Mapping[str, Array]] = []
+
+    def add(self, block: Mapping[str, Array]) -> None:
+        """Add rows: columns of equal length."""
+        self._blocks.append(block)
+
+    def columns(self) -> dict[str, Array]:
+        """Return all rows, ordered by step, then replica."""
+        if not self._blocks:
+            return {name: np.zeros(0) for name in HISTORY_COLUMNS}
+        joined = {n: np.concatenate([b[n] for b in self._blocks]) for n in HISTORY_COLUMNS}
+        order = np.lexsort((joined["replica"], joined["step"]))
+        return {name: column[order] for name, column in joined.items()}
+
+
+def kept_in_history(steps: Array) -> Array:
+    """Return which steps the history keeps.
+
+    Examples
+    --------
+    >>> kept_in_history(np.array([5, 999, 1000, 1003, 1010, 10050, 10100]))
+    array([ True,  True,  True, False,  True, False,  True])
+    """
+    stride = np.ones(len(steps), np.int64)
+    limit = HistoryBuilder.FULL_STEPS
+    while len(steps) and steps[-1] >= limit:
+        stride[steps >= limit] *= 10
+        limit *= 10
+    return np.asarray(steps % stride == 0)
+
+
+def history_block(
+    steps: Sequence[int] | Array, replica: int, loss: Array, seconds: Array, wait_seconds: Array
+) -> dict[str, Array]:
+    """Return the thinned rows of one replica."""
+    numbers = np.asarray(steps, np.int64)
+    keep = kept_in_history(numbers)
+    count = int(keep.sum())
+    return {
+        "step": numbers[keep],
+        "replica": np.full(count, replica, np.int32),
+        "loss": np.asarray(loss, np.float64)[keep],
+        "seconds": np.asarray(seconds, np.float64)[keep],
+        "wait_seconds": np.asarray(wait_seconds, np.float64)[keep],
+        "staleness": np.zeros(count, np.int32),
+    }

@@ -1,0 +1,224 @@
+"""The step loop of one rank: a list of small functions for each phase, a barrier after each.
+
+What fires in a step is a fact of the periods, so a program is made once for each pattern of
+firings and run as it is: no graph, no plan and no lookup by name in the loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+import numpy as np
+
+from flowml.actions import REPLICA
+from flowml.plan import Plan, PlanOperator
+from flowml.runtime.bodies import (
+    Act,
+    gradient_body,
+    here_body,
+    load_body,
+    map_body,
+    source_keeps,
+    until_body,
+)
+from flowml.runtime.combining import aggregate_body
+from flowml.runtime.domain import kept_by_source
+from flowml.runtime.exchange import Exchange, exchange_after
+from flowml.runtime.inputs import Pattern, hold, keep_at_reader
+from flowml.runtime.outcome import history_block
+from flowml.runtime.rank import Rank
+from flowml.runtime.writing import write_body
+from flowml.types import Array
+
+LONGEST_CYCLE = 100_000
+"""Steps: a longer common multiple of the periods is not tabulated but worked out step by step."""
+
+BODIES: dict[str, Callable[[Pattern, PlanOperator], Act]] = {
+    "load": load_body,
+    "here": here_body,
+    "map": map_body,
+    "gradient": gradient_body,
+    "aggregate": aggregate_body,
+    "update": write_body,
+    "assign": write_body,
+    "until": until_body,
+}
+
+
+class Barrier(Protocol):
+    """Where the ranks of a run meet."""
+
+    def __call__(self, stop: bool, step: int, exchange: Exchange | None) -> bool:
+        """Wait for all ranks; return whether any of them asked to stop."""
+
+
+@dataclass(frozen=True)
+class PhaseProgram:
+    """What a rank does in one phase, and how it meets the others after it."""
+
+    acts: tuple[Act, ...]
+    meets: bool
+    samples_stop: bool
+    """Requests to stop from outside are told at this barrier: the same one for all ranks."""
+    exchange: Exchange | None
+
+
+@dataclass(frozen=True)
+class StepProgram:
+    """One step of one pattern."""
+
+    phases: tuple[PhaseProgram, ...]
+    commits: tuple[tuple[str, int], ...]
+    """(table, writes that fired)."""
+
+
+class Programs:
+    """The programs of a rank, by step."""
+
+    def __init__(self, rank: Rank) -> None:
+        self._rank = rank
+        self._made: dict[object, StepProgram] = {}
+        self._of_step: dict[int, StepProgram] = {}
+        self._cycle = cycle(rank.plan)
+
+    def of(self, step: int) -> StepProgram:
+        """Return the program of a step."""
+        representative = step
+        if self._cycle <= LONGEST_CYCLE and step >= 2 * self._cycle:
+            representative = 2 * self._cycle + step % self._cycle
+        found = self._of_step.get(representative)
+        if found is None:
+            pattern = Pattern(self._rank, representative)
+            key = pattern.key()
+            found = self._made.get(key) or make_program(pattern)
+            self._made[key] = found
+            if self._cycle <= LONGEST_CYCLE:
+                self._of_step[representative] = found
+        return found
+
+
+def cycle(plan: Plan) -> int:
+    """Return after how many steps the pattern of firings repeats."""
+    return math.lcm(*(p.every for o in plan.steps for p in o.inputs), 1)
+
+
+def make_program(pattern: Pattern) -> StepProgram:
+    """Return the program of a rank for one pattern."""
+    rank = pattern.rank
+    plan = rank.plan
+    acts: dict[int, list[Act]] = {}
+    for operator in plan.steps:
+        here = acts.setdefault(operator.phase, [])
+        if rank.works_on(operator):
+            here += _reader_acts(pattern, operator)
+            if pattern.fires(operator.name):
+                here.append(BODIES[operator.kind](pattern, operator))
+            here += source_keeps(pattern, operator)
+    meeting = _phases_that_meet(pattern)
+    phases = []
+    for number in sorted(acts):
+        exchange = exchange_after(pattern, number)
+        phases.append((tuple(acts[number]), number in meeting, exchange))
+    writes = [
+        (t.name, sum(pattern.fires(w) for w in t.writes)) for t in plan.tables if t.writes
+    ]
+    return StepProgram(_with_stops(rank, phases), tuple((n, w) for n, w in writes if w))
+
+
+def _with_stops(
+    rank: Rank, phases: list[tuple[tuple[Act, ...], bool, Exchange | None]]
+) -> tuple[PhaseProgram, ...]:
+    """Choose the one barrier of a step at which requests to stop are told."""
+    several = len(rank.domain.domains) > 1
+    out: list[PhaseProgram] = []
+    chosen = False
+    for acts, meets, exchange in phases:
+        samples = meets and not chosen and (exchange is not None or not several)
+        chosen = chosen or samples
+        out.append(PhaseProgram(acts, meets, samples, exchange))
+    return tuple(out)
+
+
+def _reader_acts(pattern: Pattern, reader: PlanOperator) -> list[Act]:
+    """Return what a reader does with its inputs before it fires, or although it does not."""
+    rank, acts = pattern.rank, []
+    for number, port in enumerate(reader.inputs):
+        own = not (port.crosses and kept_by_source(rank.plan, port))
+        if own and rank.firing.keeps(port) and pattern.fires(port.source):
+            acts.append(keep_at_reader(pattern, reader, number))
+        if _holds(pattern, reader, number):
+            acts.append(hold(pattern, reader, number))
+    return acts
+
+
+def _holds(pattern: Pattern, reader: PlanOperator, number: int) -> bool:
+    port = reader.inputs[number]
+    combined = number == 0 and pattern.rank.plan.combines(reader)
+    return (
+        not combined
+        and pattern.delivers(reader, number)
+        and pattern.rank.firing.holds(port, reader)
+    )
+
+
+def _phases_that_meet(pattern: Pattern) -> set[int]:
+    """Return the phases that end with a barrier: all that are busy, if ranks share anything."""
+    plan = pattern.rank.plan
+    busy: set[int] = set()
+    shares = False
+    for operator in plan.steps:
+        crossing = any(
+            p.crosses and pattern.delivers(operator, n) for n, p in enumerate(operator.inputs)
+        )
+        if pattern.fires(operator.name) or crossing:
+            busy.add(operator.phase)
+            shares = shares or crossing or operator.scope != REPLICA
+    return busy if shares else set()
+
+
+@dataclass
+class WindowRecord:
+    """What a rank did in a window."""
+
+    steps: int
+    stopped: bool
+    ended: bool
+    history: dict[str, Array]
+
+
+def run_window(
+    rank: Rank, programs: Programs, start: int, stop: int, barrier: Barrier,
+    stop_requested: Callable[[], bool],
+) -> WindowRecord:
+    """Run the steps from ``start`` up to ``stop``, or up to the one in which a stop was agreed."""
+    count = stop - start
+    loss, seconds, waits = np.full(count, np.nan), np.zeros(count), np.zeros(count)
+    step, stopped = start, False
+    while step < stop and not stopped:
+        program = programs.of(step)
+        rank.loss = math.nan
+        began, waited = perf_counter(), 0.0
+        for phase in program.phases:
+            for act in phase.acts:
+                act(step)
+            if phase.meets:
+                since = perf_counter()
+                asked = rank.ended or (phase.samples_stop and stop_requested())
+                stopped = barrier(asked, step, phase.exchange) or stopped
+                waited += perf_counter() - since
+        for table, writes in program.commits:
+            rank.tables[table].commit(writes)
+        number = step - start
+        loss[number], waits[number] = rank.loss, waited
+        seconds[number] = perf_counter() - began
+        step += 1
+    done = step - start
+    history = history_block(
+        range(start, step), rank.number, loss[:done], seconds[:done], waits[:done]
+    )
+    return WindowRecord(step, stopped, rank.ended, history)
+
