@@ -216,15 +216,15 @@ def _gradient(slope: Any, leaf: Array) -> Array:
 
 
 def _array_function(
-    self: Any, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    self: Any, function: Any, types: Any, args: tuple[Any, ...], options: dict[str, Any]
 ) -> Any:
     """Call autograd's version of a NumPy function, or NumPy's own on the boxes as objects."""
     name = function.__name__
     traced = getattr(SPACES.get(function.__module__, anp), name, None)
     if traced is not None and (name in COMPOSED or any(map(isbox, args))):
-        return traced(*args, **kwargs)
+        return traced(*args, **options)
     # Without types, ndarray's own protocol runs the plain implementation.
-    return ARRAY.__array_function__(function, (), args, kwargs)
+    return ARRAY.__array_function__(function, (), args, options)
 
 
 ArrayBox.__array_function__ = _array_function

@@ -223,6 +223,17 @@ class Firing:
             return True
         return any(self.delivers(port, s) for s in range(step - 1, -1, -1))
 
+    def meeting(self, step: int) -> frozenset[int]:
+        """Return the phases that end with a barrier: all that are busy, if ranks share anything."""
+        busy: set[int] = set()
+        shares = False
+        for operator in self.plan.steps:
+            crossing = any(p.crosses and self.delivers(p, step) for p in operator.inputs)
+            if crossing or self.fires(operator, step):
+                busy.add(operator.phase)
+                shares = shares or crossing or operator.scope != REPLICA
+        return frozenset(busy if shares else ())
+
     def keeps(self, port: PlanPort, horizon: int = 512) -> bool:
         """Tell whether an edge with a period has to keep values between its firings.
 

@@ -240,19 +240,8 @@ def reduce_slices(
         return _combine(reduction, tree, given, out)
     total = _sum_into(out, tree, given)
     if reduction.divide and total not in (0.0, 1.0):
-        _divide(reduction, out, total)
+        np.divide(out, out.dtype.type(total), out=out)
     return total
-
-
-def _divide(reduction: Reduction, out: Array, total: float) -> None:
-    divisor = out.dtype.type(total)
-    if not np.isfinite(divisor):
-        where, required = (
-            f"aggregate({reduction.name!r})",
-            f"sum of the weights must fit {out.dtype}",
-        )
-        raise GraphError(where, required, f"{total:g}", "Use float32, or weight='equal'.")
-    np.divide(out, divisor, out=out)
 
 
 def partial(
@@ -363,4 +352,16 @@ def _checked(
     for key, weight in weights.items():
         if not 0.0 <= weight < math.inf:
             raise ValueError(f"weight of {key} must be finite and >= 0, got {weight}")
+    if out.dtype.itemsize == 2 and (reduction.weighted or reduction.divide):
+        _check_half(reduction, sum(weights.values()), out)
     return weights
+
+
+def _check_half(reduction: Reduction, total: float, out: Array) -> None:
+    # Numbers of examples soon exceed the largest float16, 65504; nothing else is that narrow.
+    if total > float(np.finfo(out.dtype).max):
+        where, required = (
+            f"aggregate({reduction.name!r})",
+            f"sum of the weights must fit {out.dtype}",
+        )
+        raise GraphError(where, required, f"{total:g}", "Use float32, or weight='equal'.")

@@ -18,12 +18,11 @@ from flowml.compiler.stages import compile_graph
 from flowml.errors import PlanError
 from flowml.events import Event
 from flowml.execution import Run
+from flowml.cluster_run import Asked, probe_here, run_on_cluster
 from flowml.graph import LogicalGraph
 from flowml.operators import Handle
 from flowml.plan import Plan
-from flowml.runtime.feeding import loads, local_feed, open_stream
 from flowml.runtime.outcome import Order, Outcome
-from flowml.runtime.probe import probe
 from flowml.runtime.serial import run_serial
 from flowml.runtime.shipping import check_ships
 
@@ -177,7 +176,10 @@ class Graph:
         if name == "serial":
             plan = compile_graph(self.logical, replicas or 1, groups, blas_threads=threads)
             return Run(self.logical, lambda stop: run_serial(plan, order, stop))
-        raise PlanError("executor", "not there yet")
+        if replicas is not None:  # tell what is wrong before a cluster is looked for
+            compile_graph(self.logical, replicas, groups, blas_threads=threads)
+        asked = Asked(self.logical, replicas, groups, threads, name, cluster, order)
+        return Run(self.logical, lambda stop: run_on_cluster(asked, stop))
 
     def plan(self, replicas: int, groups: Groups = None) -> Plan:
         """Return the physical plan for a number of replicas."""
@@ -188,14 +190,7 @@ def _dry(plan: Plan, order: Order) -> Outcome:
     """Check pickling, shapes, dtypes and one step in this process."""
     check_ships(plan)
     began = time.monotonic()
-    batches = {}
-    for operator in loads(plan):
-        feed, parts = local_feed(operator, plan.replicas, order.seed)
-        rank = next(r for r, o in enumerate(feed.orders) if o.batches())
-        stream = open_stream(feed, rank, parts[rank], prefetch=False)
-        batches[operator.name] = stream.batch(0)
-        stream.close()
-    probe(plan, batches, order.seed)
+    probe_here(plan, order)
     return Outcome(plan, seconds=time.monotonic() - began)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def test_slices_aliasing_and_repetition_do_not_change_a_bit(name, dtype):
     assert np.array_equal(whole, run(rule, params, updates)[0])
     assert np.array_equal(whole, run(rule, params, updates, in_place=True)[0])
     for cuts in ([0, 50, 101], [0, 1, 2, 67, 68, 101]):
-        for a, b in zip(cuts, cuts[1:], strict=False):
+        for a, b in pairwise(cuts):
             part, part_state = run(rule, params[a:b], [u[a:b] for u in updates])
             assert np.array_equal(whole[a:b], part)
             assert all(np.array_equal(state[k][a:b], part_state[k]) for k in state)
@@ -153,7 +154,7 @@ def test_add_works_on_integers_where_the_scale_is_whole():
     rule = fl.add(3.0)
     rule.step(counts, np.array([1, 10]), rule.init(counts), At(0, 0), counts)
     assert counts.tolist() == [4, 32]
-    with pytest.raises(GraphError, match="scale must be whole for a table of int64, got 0.5"):
+    with pytest.raises(GraphError, match=r"scale must be whole for a table of int64, got 0\.5"):
         fl.add(0.5).init(counts)
     with pytest.raises(GraphError, match="the table must hold floats, got int64"):
         fl.sgd(0.1).init(counts)

@@ -14,7 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from flowml.data.convert import number_dtype, to_dtype
-from flowml.data.csv_lines import Lines, check_encoding, fields_of, scan_lines
+from flowml.data.csv_lines import (
+    Lines,
+    check_encoding,
+    count_delimiters,
+    fields_of,
+    scan_lines,
+)
 from flowml.data.files import BLOCK_BYTES, DataFile, Path, close_names, files_token, find_files
 from flowml.data.rows import Rows
 from flowml.data.source import Unshipped
@@ -132,7 +138,8 @@ class CsvFormat:
             )
 
     def _check_fields(self, block: bytes, lines: Lines, place: Place, skip: int) -> None:
-        wrong = np.flatnonzero(lines.delimiters != len(self.names) - 1)
+        delimiters = count_delimiters(block, self.delimiter, lines)
+        wrong = np.flatnonzero(delimiters != len(self.names) - 1)
         for at in wrong[wrong >= skip]:
             line = block[int(lines.starts[at]) : int(lines.stops[at])]
             where = place.line(int(lines.numbers[at]))

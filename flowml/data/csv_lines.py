@@ -22,31 +22,41 @@ class Lines:
         Byte offsets in the block.
     numbers : ndarray of int
         Which line of the block each one is, blank lines counted, from 0.
-    delimiters : ndarray of int
-        How many delimiters each line has, quoted ones counted too.
     """
 
     starts: Array
     stops: Array
     numbers: Array
-    delimiters: Array
 
 
 def scan_lines(block: bytes, delimiter: str) -> Lines:
-    """Find the lines of a block that hold something, in three vectorised passes."""
+    """Find the lines of a block that hold something.
+
+    Notes
+    -----
+    Lines of nothing but spaces and tabs are left out, as pandas leaves them out. Only lines that
+    begin with one are looked at one by one.
+    """
     text = np.frombuffer(block, np.uint8)
-    if not text.size:
-        none = np.empty(0, np.intp)
-        return Lines(none, none, none, none)
     ends = np.flatnonzero(text == ord("\n"))
+    if not text.size:
+        return Lines(ends, ends, ends)
     if not block.endswith(b"\n"):
         ends = np.append(ends, text.size)
     starts = np.concatenate(([0], ends[:-1] + 1))
-    blank = np.zeros(256, bool)
-    blank[[ord(c) for c in " \t\r\n" if c != delimiter]] = True
-    solid = np.flatnonzero(np.add.reduceat(~blank[text], starts, dtype=np.intp))
-    delimiters = np.add.reduceat(text == ord(delimiter), starts, dtype=np.intp)
-    return Lines(starts[solid], ends[solid], solid, delimiters[solid])
+    blank = "".join(c for c in " \t\r\n" if c != delimiter).encode()
+    first = np.zeros(256, bool)
+    first[list(blank)] = True
+    solid = ~first[text[starts]]
+    for at in np.flatnonzero(~solid):
+        solid[at] = bool(block[starts[at] : ends[at]].strip(blank))
+    return Lines(starts[solid], ends[solid], np.flatnonzero(solid))
+
+
+def count_delimiters(block: bytes, delimiter: str, lines: Lines) -> Array:
+    """Return how many delimiters each line has, those in quotes counted too."""
+    places = np.flatnonzero(np.frombuffer(block, np.uint8) == ord(delimiter))
+    return np.searchsorted(places, lines.stops) - np.searchsorted(places, lines.starts)
 
 
 def check_encoding(block: bytes, encoding: str, place: Place) -> None:

@@ -66,16 +66,23 @@ Assemble = Callable[..., Rows]
 
 @dataclass(frozen=True, eq=False)
 class DaskPartition:
-    """One row of blocks, computed where it is read."""
+    """One row of blocks, computed where it is read.
+
+    Attributes
+    ----------
+    held : tuple of distributed.Future
+        Those of a persisted collection: its blocks are names that only its cluster knows.
+    """
 
     blocks: tuple[Any, ...]
     assemble: Assemble
     name: str
     rows: int | None
+    held: tuple[Any, ...] = ()
 
     def read(self) -> Rows:
         """Compute the blocks: in this thread, or on the cluster that holds them."""
-        return self.assemble(*_computed(list(self.blocks)))
+        return self.assemble(*_computed(list(self.blocks), self.held))
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,20 +105,26 @@ class DaskSource:
     dealt: bool = field(default=False)
 
     def delayed_partitions(self) -> list[tuple[Any, ...]]:
-        """Return the blocks of each partition, as ``dask.delayed`` values."""
+        """Return the blocks of each partition, as ``dask.delayed`` values.
+
+        Notes
+        -----
+        Those of a persisted collection hold nothing: keep the source while they are used.
+        """
         columns = [list(np.ravel(c.to_delayed())) for c in self.collection]
         return list(zip(*columns, strict=True))
 
     def partitions(self) -> tuple[DaskPartition, ...]:
         """Return partitions that compute themselves when they are read."""
+        held = _futures(self.collection)
         return tuple(
-            DaskPartition(blocks, self.assemble, f"{self.name}[{i}]", self.counts[i])
+            DaskPartition(blocks, self.assemble, f"{self.name}[{i}]", self.counts[i], held)
             for i, blocks in enumerate(self.delayed_partitions())
         )
 
     def rows(self) -> Rows:
         """Compute everything, all partitions at once."""
-        found = _computed(self.delayed_partitions())
+        found = _computed(self.delayed_partitions(), _futures(self.collection))
         return Rows.concat([self.assemble(*partition) for partition in found])
 
     def token(self) -> str:
@@ -137,7 +150,7 @@ def dask_array(X: Any, y: Any = None) -> DaskSource:
     columns = tuple(_as_array(c, n) for c, n in ((X, "X"), (y, "y")) if c is not None)
     if len(columns) == 2:
         _check_aligned(*columns)
-    name = f"dask_array({' x '.join('?' if math.isnan(n) else str(n) for n in X.shape)})"
+    name = f"dask_array({' x '.join('?' if math.isnan(n) else str(n) for n in columns[0].shape)})"
     counts = tuple(None if math.isnan(n) else int(n) for n in columns[0].chunks[0])
     return DaskSource(columns, AssembleArrays(name), counts, name)
 
@@ -188,9 +201,12 @@ def is_dask_frame(value: object) -> bool:
     return is_dask_collection(value) and hasattr(value, "to_dask_array")
 
 
-def _computed(blocks: list[Any]) -> list[Any]:
+def _futures(collection: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(futures_of(list(collection)))  # type: ignore[no-untyped-call]
+
+
+def _computed(blocks: list[Any], held: tuple[Any, ...]) -> list[Any]:
     """Compute in this thread, or on the cluster where a collection was persisted."""
-    held = futures_of(blocks)  # type: ignore[no-untyped-call]
     scheduler = held[0].client if held else "synchronous"
     (found,) = compute(blocks, scheduler=scheduler)  # type: ignore[no-untyped-call]
     return list(found)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
-from sklearn.datasets import load_svmlight_file
 
 from flowml.data.convert import number_dtype
 from flowml.data.files import BLOCK_BYTES, DataFile, Path, files_token, find_files
@@ -69,6 +68,8 @@ class LibsvmFormat:
         if not any(line.partition(b"#")[0].strip() for line in BytesIO(block)):
             empty = csr_array((0, self.n_features), dtype=self.dtype)
             return Rows((empty, np.empty(0, self.dtype)))
+        from sklearn.datasets import load_svmlight_file  # half of flowml's import time if above
+
         try:
             matrix, labels = load_svmlight_file(
                 BytesIO(block), n_features=self.n_features, dtype=self.dtype,

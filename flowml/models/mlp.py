@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ class Mlp:
         """
         rng = np.random.default_rng(seed)
         params: dict[str, Array] = {}
-        for i, (inputs, outputs) in enumerate(zip(self.sizes, self.sizes[1:], strict=False)):
+        for i, (inputs, outputs) in enumerate(pairwise(self.sizes)):
             weights = rng.standard_normal((inputs, outputs)) * np.sqrt(2.0 / inputs)
             params[f"W{i}"] = weights.astype(self.dtype)
             params[f"b{i}"] = np.zeros(outputs, self.dtype)

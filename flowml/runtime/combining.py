@@ -84,7 +84,7 @@ def _local_member(pattern: Pattern, operator: PlanOperator, member: int) -> Memb
     counts = isinstance(action, Aggregate) and action.weight == "examples"
     if isinstance(action, Aggregate) and action.weight == "handle":
         weight = rank.memory.region(region_of_port(rank.plan, operator, 1, member))
-        weight_of = lambda: float(weight.buffers[0][0])  # noqa: E731
+        weight_of = lambda: float(weight.buffers[0][0]) if weight.header[0] else 0.0  # noqa: E731
     port = operator.inputs[0]
     if reads_table_buffers(rank.plan, port):
         writer = rank.plan.operator(port.source)

@@ -5,7 +5,7 @@ Both ends walk the same plan in the same order, so a message is only headers and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,14 +30,14 @@ class Exchange:
     incoming: tuple[tuple[int, tuple[Region, ...]], ...]
     """(domain, regions that its arrays go to)."""
 
-    def send(self) -> dict[int, list[Array]]:
-        """Return the arrays for each other domain."""
+    def send(self) -> dict[int, Array]:
+        """Return one fresh array of bytes for each other domain."""
         out: dict[int, list[Array]] = {}
         for domain, make in self.outgoing:
-            out.setdefault(domain, []).extend(make())
-        return out
+            out.setdefault(domain, []).extend(a.view(np.uint8) for a in make())
+        return {domain: np.concatenate(parts) for domain, parts in out.items()}
 
-    def take(self, received: dict[int, Sequence[Array]]) -> None:
+    def take(self, received: Mapping[int, Array | None]) -> None:
         """Copy what came from the other domains to its regions.
 
         Raises
@@ -46,15 +46,22 @@ class Exchange:
             If a message does not hold what the plan says.
         """
         for domain, regions in self.incoming:
-            arrays = iter(received[domain])
+            source, start = received[domain], 0
+            size = 0 if source is None else len(source)
             for region in regions:
                 for target in (region.header, *region.buffers):
-                    source = next(arrays, None)
-                    if source is None or source.shape != target.shape:
-                        raise PlanError("exchange between hosts", f"an array of shape "
-                                        f"{target.shape}", "another", "Install the same flowml on "
-                                        "all workers.")
-                    target[...] = source
+                    stop = start + target.nbytes
+                    if source is None or stop > size:
+                        raise _wrong_length(size)
+                    target.view(np.uint8)[...] = source[start:stop]
+                    start = stop
+            if start != size:
+                raise _wrong_length(size)
+
+
+def _wrong_length(size: int) -> PlanError:
+    return PlanError("exchange between hosts", "a message must hold what the plan says",
+                     f"{size} bytes", "Install the same flowml on all workers.")
 
 
 def exchange_after(pattern: Pattern, phase: int) -> Exchange | None:

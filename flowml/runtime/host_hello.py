@@ -134,8 +134,12 @@ class HostListener:
         self._socket.settimeout(timeout)
         while True:
             connection, _ = self._socket.accept()
-            if peer_user(connection) == os.getuid():
-                return connection
+            try:
+                if peer_user(connection) == os.getuid():
+                    return connection
+            except BaseException:
+                connection.close()
+                raise
             connection.close()
 
     def hide(self) -> None:
@@ -173,12 +177,11 @@ def reach(address: str, member: int, kind: int, timeout: float) -> socket.socket
 
 
 def read_hello(connection: socket.socket) -> bytes:
-    """Return 64 bytes, or fewer when the peer closed before."""
-    frame = b""
-    while len(frame) < HELLO_BYTES:
+    """Return 64 bytes, or fewer when the peer closed before or sent a shorter message."""
+    frame = connection.recv(HELLO_BYTES)
+    part = frame
+    while part and len(frame) < HELLO_BYTES and connection.type == socket.SOCK_STREAM:
         part = connection.recv(HELLO_BYTES - len(frame))
-        if not part:
-            break
         frame += part
     return frame
 

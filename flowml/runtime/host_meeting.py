@@ -22,6 +22,9 @@ from flowml.protocol.fence import fence
 from flowml.runtime.host_hello import HELLO_BYTES, Hello, HostListener, reach, read_hello
 from flowml.runtime.segment import Segment
 
+HELLO_SECONDS = 5.0
+"""How long a connection may say nothing before it is dropped for the next one."""
+
 _Result = TypeVar("_Result")
 _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
@@ -106,7 +109,7 @@ class Meeting:
             connection = self._listener.accept(left)
         except TimeoutError as error:
             raise self._stalled(awaited) from error
-        connection.settimeout(left)
+        connection.settimeout(min(left, HELLO_SECONDS))
         try:
             theirs = Hello.decode(read_hello(connection))
             # Answered in any case: a stale peer learns from it that it is stale.

@@ -14,7 +14,6 @@ from typing import Protocol
 
 import numpy as np
 
-from flowml.actions import REPLICA
 from flowml.plan import Plan, PlanOperator
 from flowml.runtime.bodies import (
     Act,
@@ -118,7 +117,7 @@ def make_program(pattern: Pattern) -> StepProgram:
             if pattern.fires(operator.name):
                 here.append(BODIES[operator.kind](pattern, operator))
             here += source_keeps(pattern, operator)
-    meeting = _phases_that_meet(pattern)
+    meeting = rank.firing.meeting(pattern.step)
     phases = []
     for number in sorted(acts):
         exchange = exchange_after(pattern, number)
@@ -165,21 +164,6 @@ def _holds(pattern: Pattern, reader: PlanOperator, number: int) -> bool:
     )
 
 
-def _phases_that_meet(pattern: Pattern) -> set[int]:
-    """Return the phases that end with a barrier: all that are busy, if ranks share anything."""
-    plan = pattern.rank.plan
-    busy: set[int] = set()
-    shares = False
-    for operator in plan.steps:
-        crossing = any(
-            p.crosses and pattern.delivers(operator, n) for n, p in enumerate(operator.inputs)
-        )
-        if pattern.fires(operator.name) or crossing:
-            busy.add(operator.phase)
-            shares = shares or crossing or operator.scope != REPLICA
-    return busy if shares else set()
-
-
 @dataclass
 class WindowRecord:
     """What a rank did in a window."""
@@ -212,6 +196,7 @@ def run_window(
                 waited += perf_counter() - since
         for table, writes in program.commits:
             rank.tables[table].commit(writes)
+        rank.committed = step + 1
         number = step - start
         loss[number], waits[number] = rank.loss, waited
         seconds[number] = perf_counter() - began

@@ -41,6 +41,8 @@ class Rank:
     """Flat buffers behind the values of gradients and aggregates, by (operator, output)."""
     index: dict[str, int] = field(init=False)
     ended: bool = False
+    committed: int = 0
+    """Steps that are done for good."""
     loss: float = float("nan")
 
     def __post_init__(self) -> None:

@@ -304,7 +304,8 @@ def _contributions(
             continue
         weight = 1.0
         if isinstance(action, Aggregate) and action.weight == "handle":
-            weight = float(state.held[operator.name, 1, source].content)
+            given = state.held[operator.name, 1, source]
+            weight = 0.0 if given.empty else float(given.content)
         elif isinstance(action, Aggregate) and action.weight == "examples":
             weight = 1.0 if value.examples is None else value.examples
         found[source] = (value, weight)

@@ -1,0 +1,86 @@
+"""From what was asked of a run to an executor on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from flowml import configuration
+from flowml.actions import Load
+from flowml.compiler.place import Groups
+from flowml.compiler.stages import compile_graph
+from flowml.errors import PlanError
+from flowml.graph import LogicalGraph
+from flowml.plan import Plan
+from flowml.runtime.attach import Attached, Worker, attached
+from flowml.runtime.domain import Layouts
+from flowml.runtime.feeding import loads, local_feed, open_stream
+from flowml.runtime.outcome import Order, Outcome
+from flowml.runtime.probe import probe
+from flowml.runtime.resident import Resident
+from flowml.runtime.shipping import check_ships
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user asked of a run on a cluster."""
+
+    graph: LogicalGraph
+    replicas: int | None
+    groups: Groups
+    blas_threads: int
+    executor: str
+    cluster: Any
+    order: Order
+
+
+def run_on_cluster(asked: Asked, should_stop: Callable[[], bool]) -> Outcome:
+    """Find the cluster, compile for its workers, and run.
+
+    Notes
+    -----
+    What can be checked without a worker is checked before a cluster is started.
+    """
+    early = compile_graph(asked.graph, asked.replicas or 1,
+                          asked.groups if asked.replicas else None)
+    check_ships(early)
+    layouts = probe_here(early, asked.order) if _all_dealt(early) else None
+    with attached(asked.cluster, asked.replicas) as found:
+        workers = seat_workers(found, asked.replicas)
+        plan = compile_graph(
+            asked.graph, len(workers), asked.groups, hosts=[w.host for w in workers],
+            blas_threads=asked.blas_threads,
+        )
+        resident = Resident(
+            plan, asked.order, found.client, workers, str(configuration.read("transport")),
+            float(configuration.read("window")), int(configuration.read("windows-ahead")),
+            should_stop,
+        )
+        return resident.execute(layouts)
+
+
+def seat_workers(found: Attached, replicas: int | None) -> tuple[Worker, ...]:
+    """Return the worker of each rank: neighbours in rank are neighbours on a host."""
+    workers = found.workers()
+    if not workers:
+        raise PlanError("cluster", "needs at least one running worker", "none")
+    count = replicas or len(workers)
+    used = workers[: min(count, len(workers))]
+    return tuple(used[rank * len(used) // count] for rank in range(count))
+
+
+def _all_dealt(plan: Plan) -> bool:
+    return all(o.action.source.dealt for o in plan.steps if isinstance(o.action, Load))
+
+
+def probe_here(plan: Plan, order: Order) -> Layouts:
+    """Try one step on one batch in this process; see :func:`flowml.runtime.probe.probe`."""
+    batches = {}
+    for operator in loads(plan):
+        feed, parts = local_feed(operator, plan.replicas, order.seed)
+        rank = next(r for r, o in enumerate(feed.orders) if o.batches())
+        stream = open_stream(feed, rank, parts[rank], prefetch=False)
+        batches[operator.name] = stream.batch(0)
+        stream.close()
+    return probe(plan, batches, order.seed)

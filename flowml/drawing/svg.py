@@ -1,0 +1,322 @@
+"""A graph as SVG: boxes by layer, dashed where an edge is not sync, loops back up the side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from xml.sax.saxutils import escape, quoteattr
+
+from flowml.actions import GLOBAL, REPLICA
+from flowml.drawing.placing import Placing, placed
+from flowml.drawing.words import Arrow, Picture, Promises, Vertex, picture, scope_order
+from flowml.graph import LogicalGraph
+
+BOX_HEIGHT = 46.0
+LAYER = 112.0
+"""Pixels from one layer to the next."""
+MARGIN = 28.0
+LANE = 20.0
+"""Pixels between the loops that run beside each other."""
+NAME_CHARACTER, DETAIL_CHARACTER = 7.6, 6.1
+"""Pixels that a character takes, at most, in the two sizes of letters."""
+LONGEST = 34
+"""Characters of a line in a box; the rest stands in the hover text."""
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
+INK, SOFT_INK, LINE, LOOP = "#1b2a41", "#56657c", "#64748b", "#b0306a"
+COLOURS = {
+    REPLICA: ("#eaf1fd", "#4472b8"),
+    "group": ("#e7f6ec", "#3d8b5f"),
+    GLOBAL: ("#fdf1de", "#c17f24"),
+    "driver": ("#f1f1f4", "#85858f"),
+}
+
+Point = tuple[float, float]
+
+
+def as_svg(graph: LogicalGraph, promises: Promises | None = None) -> str:
+    """Return a graph as an SVG element, without a library for layout.
+
+    Parameters
+    ----------
+    promises : mapping of (operator, number of the input) to Promise, optional
+        The promises taken by unmarked edges, drawn as if they were marked.
+
+    Returns
+    -------
+    str
+        One ``<svg>`` that scales down to the width of the page. Each box and edge has a
+        ``<title>``, which browsers show on hover: what it is, and file and line.
+    """
+    drawn = picture(graph, promises)
+    sheet = Sheet(drawn, placed(drawn, {v.name: _width(v) for v in drawn.vertices}))
+    edges = [sheet.edge(number, arrow) for number, arrow in enumerate(drawn.arrows)]
+    boxes = [sheet.box(vertex) for vertex in drawn.vertices]
+    labels, legend = sheet.written_labels(), sheet.legend()
+    width, height = sheet.width, sheet.height
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" width="{width:.0f}" '
+        f'height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'style="max-width:100%;height:auto" font-family="{FONT}">'
+        f"<title>graph {escape(drawn.name)}</title>"
+        f'<rect width="100%" height="100%" rx="8" fill="#ffffff"/>'
+        f"{''.join(edges)}{''.join(boxes)}{''.join(labels)}{legend}</svg>"
+    )
+
+
+def _width(vertex: Vertex) -> float:
+    name, detail = _lines(vertex)
+    return max(96.0, NAME_CHARACTER * len(name) + 28, DETAIL_CHARACTER * len(detail) + 28)
+
+
+def _lines(vertex: Vertex) -> tuple[str, str]:
+    detail = f"{vertex.kind} · {vertex.detail}" if vertex.kind != "table" else vertex.detail
+    return _short(vertex.name), _short(detail)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def colours(scope: str) -> tuple[str, str]:
+    """Return fill and stroke of a scope."""
+    return COLOURS.get(scope, COLOURS["group"])
+
+
+@dataclass
+class Sheet:
+    """A picture with its placing: turns each part into SVG and remembers where labels stand."""
+
+    picture: Picture
+    placing: Placing
+    labels: list[tuple[float, float, str, str]] = field(default_factory=list)
+    """(x, y, text, colour)."""
+    lanes: dict[int, int] = field(init=False)
+    """Lane of each loop by the number of its arrow: 0, 1, ... right, -1, -2, ... left."""
+
+    def __post_init__(self) -> None:
+        """Give each loop a lane on the side that is nearer."""
+        self.lanes = {}
+        layer, centre = self.placing.layer, self.placing.centre
+        loops = [(n, a) for n, a in enumerate(self.picture.arrows) if a.loop]
+        for number, arrow in sorted(loops, key=lambda l: layer[l[1].source] - layer[l[1].target]):
+            right = centre[arrow.source] + centre[arrow.target] >= self.placing.width
+            taken = [lane for lane in self.lanes.values() if (lane >= 0) == right]
+            self.lanes[number] = len(taken) if right else -1 - len(taken)
+
+    @property
+    def left(self) -> float:
+        """Room left of the boxes."""
+        return MARGIN + LANE * sum(lane < 0 for lane in self.lanes.values())
+
+    @property
+    def width(self) -> float:
+        """Width of the sheet; wide enough for the legend."""
+        rightward = sum(lane >= 0 for lane in self.lanes.values())
+        drawn = self.left + self.placing.width + LANE * rightward + MARGIN
+        return max(drawn, self._legend_width() + 2 * MARGIN)
+
+    @property
+    def height(self) -> float:
+        """Height of the sheet."""
+        return self._top(self.placing.layers - 1) + BOX_HEIGHT + 78.0
+
+    def _top(self, layer: int) -> float:
+        return 44.0 + LAYER * layer
+
+    def _centre(self, name: str) -> float:
+        return self.left + self.placing.centre[name]
+
+    def box(self, vertex: Vertex) -> str:
+        """Return a box with its two lines, behind it a second one where there are several."""
+        fill, stroke = colours(vertex.scope)
+        width, x = _width(vertex), self._centre(vertex.name)
+        left, top = x - width / 2, self._top(self.placing.layer[vertex.name])
+        shape = _cylinder if vertex.kind == "table" else _rectangle
+        behind = shape(left + 5, top - 5, width, fill, stroke) if vertex.scope != GLOBAL else ""
+        behind = "" if vertex.scope == "driver" else behind
+        name, detail = _lines(vertex)
+        middle = top + BOX_HEIGHT / 2 + (3 if vertex.kind == "table" else 0)
+        return (
+            f"<g class={quoteattr('table' if vertex.kind == 'table' else 'operator')}>"
+            f"<title>{escape(vertex.hover)}</title>{behind}"
+            f"{shape(left, top, width, fill, stroke)}"
+            f'<text x="{x:.1f}" y="{middle - 3:.1f}" text-anchor="middle" font-size="13" '
+            f'font-weight="600" fill="{INK}">{escape(name)}</text>'
+            f'<text x="{x:.1f}" y="{middle + 13:.1f}" text-anchor="middle" font-size="11" '
+            f'fill="{SOFT_INK}">{escape(detail)}</text></g>'
+        )
+
+    def edge(self, number: int, arrow: Arrow) -> str:
+        """Return an edge: a curve through its bends, or a loop along its lane."""
+        kind = "loop" if arrow.loop else "loose" if arrow.loose else "sync"
+        if arrow.loop:
+            line, end = self._lane(number, arrow)
+        else:
+            line, end = self._curve(number, arrow)
+        colour, width = (LOOP, 2.0) if arrow.loop else (LINE, 1.5)
+        dashes = ' stroke-dasharray="6 4"' if arrow.loose else ""
+        x, y = end
+        return (
+            f'<g class="edge {kind}"><title>{escape(arrow.hover)}</title>'
+            f'<path d="{line}" fill="none" stroke="#000" stroke-opacity="0" stroke-width="12"/>'
+            f'<path d="{line}" fill="none" stroke="{colour}" stroke-width="{width}"{dashes}/>'
+            f'<path d="M{x - 4.5:.1f} {y - 8:.1f}L{x:.1f} {y:.1f}L{x + 4.5:.1f} {y - 8:.1f}Z" '
+            f'fill="{colour}"/></g>'
+        )
+
+    def _curve(self, number: int, arrow: Arrow) -> tuple[str, Point]:
+        first = self.placing.layer[arrow.source]
+        last = self.placing.layer[arrow.target]
+        start = (self._out(number, arrow), self._top(first) + BOX_HEIGHT)
+        end = (self._in(number, arrow), self._top(last) - self._raised(arrow.target))
+        line, here = f"M{start[0]:.1f} {start[1]:.1f}", start
+        for offset, bend in enumerate(self.placing.bends[number]):
+            x, top = self.left + bend, self._top(first + 1 + offset)
+            line += _bent(here, (x, top)) + f"L{x:.1f} {top + BOX_HEIGHT:.1f}"
+            here = (x, top + BOX_HEIGHT)
+        if arrow.label:
+            self._label((here[0] + end[0]) / 2, (here[1] + end[1]) / 2, arrow.label, INK)
+        return line + _bent(here, (end[0], end[1] - 6)) + f"L{end[0]:.1f} {end[1] - 6:.1f}", end
+
+    def _lane(self, number: int, arrow: Arrow) -> tuple[str, Point]:
+        lane = self.lanes[number]
+        right = self.left + self.placing.width
+        x = right + LANE * (lane + 0.7) if lane >= 0 else self.left + LANE * (lane + 0.3)
+        rank = lane if lane >= 0 else -1 - lane
+        layer = self.placing.layer
+        start = (self._out(number, arrow), self._top(layer[arrow.source]) + BOX_HEIGHT)
+        end = (self._in(number, arrow), self._top(layer[arrow.target])
+               - self._raised(arrow.target))
+        low, high = start[1] + 16 + 6 * rank, end[1] - 16 - 6 * rank
+        self.labels.append((x, (low + high) / 2, arrow.label, LOOP))
+        line = _rounded([start, (start[0], low), (x, low), (x, high), (end[0], high),
+                         (end[0], end[1] - 6)])
+        return line, end
+
+    def _raised(self, name: str) -> float:
+        """Return how far above its box an arrow ends: on the copy that looks out behind it."""
+        scope = next(v.scope for v in self.picture.vertices if v.name == name)
+        return 0.0 if scope in (GLOBAL, "driver") else 5.0
+
+    def _out(self, number: int, arrow: Arrow) -> float:
+        """Return where an arrow leaves its source: side by side, in the order of their ends."""
+        others = [n for n, a in enumerate(self.picture.arrows) if a.source == arrow.source]
+        toward = {n: self._next(n, forward=True) for n in others}
+        return self._spread(arrow.source, number, toward)
+
+    def _in(self, number: int, arrow: Arrow) -> float:
+        others = [n for n, a in enumerate(self.picture.arrows) if a.target == arrow.target]
+        toward = {n: self._next(n, forward=False) for n in others}
+        return self._spread(arrow.target, number, toward)
+
+    def _next(self, number: int, *, forward: bool) -> float:
+        if number in self.lanes:  # out to its side, the outer loop outermost
+            return math.copysign(1e6, self.lanes[number]) + self.lanes[number]
+        arrow, bends = self.picture.arrows[number], self.placing.bends[number]
+        if bends:
+            return bends[0 if forward else -1]
+        return self.placing.centre[arrow.target if forward else arrow.source]
+
+    def _spread(self, name: str, number: int, toward: dict[int, float]) -> float:
+        order = sorted(toward, key=lambda n: (toward[n], n))
+        vertex = next(v for v in self.picture.vertices if v.name == name)
+        apart = min(22.0, (_width(vertex) - 30) / max(1, len(order) - 1))
+        return self._centre(name) + apart * (order.index(number) - (len(order) - 1) / 2)
+
+    def _label(self, x: float, y: float, text: str, colour: str) -> None:
+        """Write a label where no other one stands, at most a line further up or down."""
+        for shift in (0, -15, 15, -24, 24):
+            clash = any(abs(y + shift - b) < 13 and abs(x - a) < 3.2 * (len(t) + len(text))
+                        for a, b, t, _ in self.labels)
+            if not clash:
+                y += shift
+                break
+        self.labels.append((x, y, text, colour))
+
+    def written_labels(self) -> list[str]:
+        """Return the words at the edges, above all boxes."""
+        out = []
+        for x, y, text, colour in self.labels:
+            turned = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if colour == LOOP else ""
+            out.append(
+                f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="middle" font-size="11" '
+                f'font-weight="500" fill="{colour}" stroke="#ffffff" stroke-width="4" '
+                f'paint-order="stroke"{turned}>{escape(text)}</text>'
+            )
+        return out
+
+    def _signs(self) -> list[tuple[str, str]]:
+        """Return (text, SVG of a sample at 0, 0) for what occurs in this drawing."""
+        scopes = sorted({v.scope for v in self.picture.vertices}, key=lambda s: (scope_order(s), s))
+        signs = [
+            (_scope_words(scope), f'<rect y="-9" width="22" height="12" rx="3" '
+             f'fill="{colours(scope)[0]}" stroke="{colours(scope)[1]}"/>')
+            for scope in scopes if scope
+        ]
+        if any(a.loose for a in self.picture.arrows):
+            signs.append(("not sync", f'<path d="M0 -3H22" stroke="{LINE}" stroke-width="1.5" '
+                          'stroke-dasharray="6 4"/>'))
+        if self.lanes:
+            signs.append(("loop through a table",
+                          f'<path d="M0 -3H22" stroke="{LOOP}" stroke-width="2"/>'))
+        return signs
+
+    def _legend_width(self) -> float:
+        return sum(28 + DETAIL_CHARACTER * len(text) + 18 for text, _ in self._signs())
+
+    def legend(self) -> str:
+        """Return the line that says what colours and strokes mean."""
+        x, y, out = MARGIN, self.height - 16, []
+        for text, sample in self._signs():
+            out.append(
+                f'<g transform="translate({x:.1f} {y:.1f})">{sample}<text x="28" y="1" '
+                f'font-size="11" fill="{SOFT_INK}">{escape(text)}</text></g>'
+            )
+            x += 28 + DETAIL_CHARACTER * len(text) + 18
+        return f'<g class="legend">{"".join(out)}</g>'
+
+
+def _scope_words(scope: str) -> str:
+    return {REPLICA: "one a replica", GLOBAL: "one for all", "driver": "on the driver"}.get(
+        scope, f"one a {scope}"
+    )
+
+
+def _rectangle(x: float, y: float, width: float, fill: str, stroke: str) -> str:
+    return (f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{BOX_HEIGHT:.1f}" rx="7" '
+            f'fill="{fill}" stroke="{stroke}" stroke-width="1.2"/>')
+
+
+def _cylinder(x: float, y: float, width: float, fill: str, stroke: str) -> str:
+    bottom, right, flat = y + BOX_HEIGHT - 5, x + width, f"{width / 2:.1f} 5"
+    return (
+        f'<path d="M{x:.1f} {y + 5:.1f}A{flat} 0 0 1 {right:.1f} {y + 5:.1f}V{bottom:.1f}'
+        f'A{flat} 0 0 1 {x:.1f} {bottom:.1f}Z" fill="{fill}" stroke="{stroke}" '
+        f'stroke-width="1.2"/><path d="M{x:.1f} {y + 5:.1f}A{flat} 0 0 0 {right:.1f} {y + 5:.1f}" '
+        f'fill="none" stroke="{stroke}" stroke-width="1.2"/>'
+    )
+
+
+def _bent(start: Point, end: Point) -> str:
+    middle = (start[1] + end[1]) / 2
+    return (f"C{start[0]:.1f} {middle:.1f} {end[0]:.1f} {middle:.1f} "
+            f"{end[0]:.1f} {end[1]:.1f}")
+
+
+def _rounded(points: Sequence[Point], radius: float = 8.0) -> str:
+    """Return a path along right angles with rounded corners."""
+    out = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
+    for before, corner, after in zip(points, points[1:], points[2:], strict=False):
+        a, b = _toward(corner, before, radius), _toward(corner, after, radius)
+        out += (f"L{a[0]:.1f} {a[1]:.1f}Q{corner[0]:.1f} {corner[1]:.1f} "
+                f"{b[0]:.1f} {b[1]:.1f}")
+    return f"{out}L{points[-1][0]:.1f} {points[-1][1]:.1f}"
+
+
+def _toward(start: Point, end: Point, distance: float) -> Point:
+    dx, dy = end[0] - start[0], end[1] - start[1]
+    length = abs(dx) + abs(dy)
+    part = min(distance, length / 2) / length if length else 0.0
+    return start[0] + dx * part, start[1] + dy * part

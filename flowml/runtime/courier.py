@@ -1,0 +1,162 @@
+"""Parcels between domains over the workers' own Dask RPC: no port, no TLS of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from time import monotonic
+from typing import Any
+
+from flowml.errors import StalledError
+from flowml.protocol.failures import PeerLost
+from flowml.protocol.mailbox import Mailbox, Parcel
+from flowml.runtime._dask import as_payload, event_loop, worker_rpc
+from flowml.runtime.runspec import RunSpec
+from flowml.types import Array
+
+SLICE_SECONDS = 0.25
+TRIES = 3
+
+
+class RpcCourier:
+    """Swaps parcels with the leaders of the other domains.
+
+    Parameters
+    ----------
+    dask_worker : distributed.Worker
+        Whose RPC carries the parcels.
+    spec : RunSpec
+    me : str
+        Its address.
+
+    Notes
+    -----
+    ``swap`` is called by one thread at a time; ``put`` and ``fail`` come from the event loop.
+    """
+
+    def __init__(self, dask_worker: Any, spec: RunSpec, me: str) -> None:
+        self._worker = dask_worker
+        self._loop = event_loop(dask_worker)
+        self._spec = spec
+        self._domain = spec.roster.domains.index(spec.roster.domain(me))
+        self._leaders = {
+            d: workers[0] for d, workers in enumerate(spec.roster.domains) if d != self._domain
+        }
+        roster = spec.roster
+        self._mailbox = Mailbox(self._leaders, roster.run, roster.incarnation)
+        self._changed = threading.Condition()
+        self._error: BaseException | None = None
+
+    def put(self, parcel: Parcel) -> None:
+        """Take in what another leader sent."""
+        with self._changed:
+            self._mailbox.put(parcel)
+            self._changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Make a waiting swap, and every later one, raise ``error``."""
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
+
+    def swap(self, parcels: Mapping[int, Array], stop: bool) -> tuple[dict[int, Array], bool]:
+        """Send one parcel a domain, await one from each.
+
+        Raises
+        ------
+        PeerLost, StalledError
+            Naming the worker that is gone or silent.
+        """
+        roster, number = self._spec.roster, self._mailbox.exchange
+        sending = [
+            self._submit(self._deliver(
+                domain, Parcel(roster.run, roster.incarnation, number, self._domain, stop,
+                               parcels.get(domain)),
+            ))
+            for domain in self._leaders
+        ]
+        self._await_all(sending)
+        with self._changed:
+            found = self._mailbox.take()
+        asked = any(p.stop for p in found.values())
+        return {d: p.content for d, p in found.items()}, asked
+
+    def _await_all(self, sending: list[Future[None]]) -> None:
+        began = monotonic()
+        while True:
+            with self._changed:
+                if self._error is not None:
+                    raise self._error
+                missing = self._mailbox.missing()
+                if missing:
+                    self._changed.wait(SLICE_SECONDS)
+                    missing = self._mailbox.missing()
+            for future in sending:
+                if future.done():
+                    future.result()
+            if not missing and all(f.done() for f in sending):
+                return
+            if not missing:
+                with self._changed:
+                    self._changed.wait(0.0005)
+            if monotonic() - began > self._spec.order.deadline_seconds:
+                began = self._check_pulse(missing, began)
+
+    def _check_pulse(self, missing: tuple[int, ...], began: float) -> float:
+        """Return a new start of the wait if all whom we wait for still answer."""
+        deadline = self._spec.order.deadline_seconds
+        for domain in missing:
+            address = self._leaders[domain]
+            pulse = self._submit(self._pulse(address))
+            try:
+                alive = pulse.result(min(deadline, 10.0))
+            except (TimeoutError, OSError):
+                alive = False
+            if not alive:
+                waited = monotonic() - began
+                raise StalledError(
+                    f"exchange with worker {address}", f"must answer within {deadline:g} s "
+                    "(deadline)", f"silence for {waited:.1f} s", "See whether that worker is "
+                    "stopped or cut off.", edge="exchange", waiting_for=address,
+                    since_seconds=waited,
+                )
+        return monotonic()
+
+    def _submit(self, coroutine: Any) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    async def _pulse(self, address: str) -> bool:
+        reply = await worker_rpc(self._worker, address).flowml_pulse(run=self._spec.name)
+        return bool(reply and reply.get("status") == "OK")
+
+    async def _deliver(self, domain: int, parcel: Parcel) -> None:
+        """Send a parcel until it is acknowledged; the receiver drops repeats."""
+        address = self._leaders[domain]
+        content = None if parcel.content is None else as_payload(parcel.content)
+        failure: object = "nothing"
+        attempt = 0
+        while attempt < TRIES:
+            try:
+                reply = await worker_rpc(self._worker, address).flowml_exchange(
+                    run=parcel.run, incarnation=parcel.incarnation, exchange=parcel.exchange,
+                    sender=parcel.sender, stop=parcel.stop, content=content,
+                )
+            except OSError as error:
+                failure = error
+                attempt += 1
+                await asyncio.sleep(0.1 * attempt)
+                continue
+            status = "no answer" if reply is None else reply.get("status")
+            if status == "OK" or self._error is not None:
+                return
+            if status != "later":
+                failure = status
+                break
+            await asyncio.sleep(0.01)  # it has not joined yet
+        raise PeerLost(
+            f"worker {address}", "must take part in the exchange between hosts",
+            str(failure), member=-1, kind="worker", worker=address, operator="",
+        )
+

@@ -1,0 +1,189 @@
+"""Data on workers: which partitions each rank gets, loaded by Dask tasks where they are needed."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distributed import Client, Future
+
+from flowml.actions import Evaluate, Load
+from flowml.data.dask_collections import DaskSource
+from flowml.events import Loaded
+from flowml.plan import Plan, PlanOperator
+from flowml.runtime.feeding import Feed, dealt_shares, loads, make_feed, partition_ids, seeds
+from flowml.runtime.outcome import Order
+from flowml.runtime.remote import count_partition, load_rank
+
+_kept: weakref.WeakKeyDictionary[Client, dict[tuple[Any, ...], list[Future]]] = (
+    weakref.WeakKeyDictionary()
+)
+"""Shares that are already on workers, by client, for the next run on the same source."""
+
+KEPT_SOURCES = 4
+"""Sources whose shares are kept on workers; the oldest makes place."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where each rank runs and how its tasks are called.
+
+    Attributes
+    ----------
+    run : str
+        Run id as text.
+    workers : tuple of str
+        Address of each rank's worker.
+    suffix : str
+        Eight hexadecimal digits with which the keys of this run end.
+    """
+
+    run: str
+    workers: tuple[str, ...]
+    suffix: str
+
+    @property
+    def distinct(self) -> tuple[str, ...]:
+        """Each worker once, in the order of ranks."""
+        return tuple(dict.fromkeys(self.workers))
+
+    def key(self, kind: str, name: str, *numbers: int) -> tuple[Any, ...]:
+        """Return a task key: prefix ``flowml:<kind>``, group with the operator's name."""
+        return (f"flowml:{kind}-{name}.{self.suffix}", *numbers)
+
+
+def place_data(
+    plan: Plan, order: Order, client: Client, placement: Placement
+) -> tuple[dict[str, Feed], list[Future]]:
+    """Bring each rank's data to its worker.
+
+    Returns
+    -------
+    feeds, futures
+        The order of batches of each load, and the load tasks to wait for.
+    """
+    feeds, futures = {}, []
+    for operator in loads(plan):
+        action = operator.action
+        assert isinstance(action, Load)
+        if action.source.dealt:
+            feed, tasks = _place_dealt(plan, operator, order, client, placement)
+        elif isinstance(action.source, DaskSource):
+            feed, tasks = _place_collection(plan, operator, order, client, placement)
+        else:
+            feed, tasks = _place_partitions(plan, operator, order, client, placement)
+        feeds[operator.name] = feed
+        futures += tasks
+        rows = sum(o.share.rows for o in feed.orders)
+        parts = sum(len(o.share.counts) for o in feed.orders)
+        order.tell(Loaded(operator.name, parts, rows))
+    return feeds, futures
+
+
+def _place_dealt(
+    plan: Plan, operator: PlanOperator, order: Order, client: Client, placement: Placement
+) -> tuple[Feed, list[Future]]:
+    action = operator.action
+    assert isinstance(action, Load)
+    kept = _kept.setdefault(client, {})
+    key = (action.source.token(), seeds(operator, order.seed), placement.workers)
+    if key not in kept or any(f.status != "finished" for f in kept[key]):
+        shares = dealt_shares(operator, plan.replicas, order.seed)
+        kept[key] = [
+            client.scatter([share], workers=[worker], hash=False)[0]
+            for share, worker in zip(shares, placement.workers, strict=True)
+        ]
+        while len(kept) > KEPT_SOURCES:
+            kept.pop(next(iter(kept)))
+    sizes = dealt_sizes(len(action.source.rows()), plan.replicas)
+    feed = make_feed(operator, [[n] for n in sizes], [[r] for r in range(plan.replicas)],
+                     order.seed)
+    return feed, [
+        _load(client, placement, operator, rank, [future])
+        for rank, future in enumerate(kept[key])
+    ]
+
+
+def dealt_sizes(rows: int, replicas: int) -> list[int]:
+    """Return the rows of each replica: the first ``rows mod replicas`` get one more."""
+    each, more = divmod(rows, replicas)
+    return [each + (rank < more) for rank in range(replicas)]
+
+
+def _place_partitions(
+    plan: Plan, operator: PlanOperator, order: Order, client: Client, placement: Placement
+) -> tuple[Feed, list[Future]]:
+    action = operator.action
+    assert isinstance(action, Load)
+    partitions = action.source.partitions()
+    ids = partition_ids(len(partitions), plan.replicas)
+    owner = {p: placement.workers[rank] for rank, mine in enumerate(ids) for p in mine}
+    counting = {
+        number: client.submit(
+            count_partition, partition, key=placement.key("load", operator.name, number),
+            workers=[owner[number]], pure=False,
+        )
+        for number, partition in enumerate(partitions)
+        if partition.rows is None
+    }
+    counts = [
+        int(counting[n].result()) if n in counting else int(p.rows or 0)
+        for n, p in enumerate(partitions)
+    ]
+    feed = make_feed(operator, [[counts[i] for i in mine] for mine in ids], ids, order.seed)
+    return feed, [
+        _load(client, placement, operator, rank, [partitions[i] for i in mine])
+        for rank, mine in enumerate(ids)
+    ]
+
+
+def _place_collection(
+    plan: Plan, operator: PlanOperator, order: Order, client: Client, placement: Placement
+) -> tuple[Feed, list[Future]]:
+    """Compute the blocks of a Dask collection on the workers that will train on them."""
+    action = operator.action
+    assert isinstance(action, Load)
+    source: DaskSource = action.source
+    partitions = source.delayed_partitions()
+    ids = partition_ids(len(partitions), plan.replicas)
+    owner = {p: placement.workers[rank] for rank, mine in enumerate(ids) for p in mine}
+    assembled = []
+    for number, blocks in enumerate(partitions):
+        computed = client.compute(list(blocks), workers=[owner[number]], allow_other_workers=True)
+        assembled.append(client.submit(
+            source.assemble, *computed, key=placement.key("load", operator.name, number),
+            workers=[owner[number]], pure=False,
+        ))
+    tasks = [
+        _load(client, placement, operator, rank, [assembled[i] for i in mine])
+        for rank, mine in enumerate(ids)
+    ]
+    counts = client.gather(tasks)
+    return make_feed(operator, counts, ids, order.seed), tasks
+
+
+def _load(
+    client: Client, placement: Placement, operator: PlanOperator, rank: int, parts: Sequence[Any]
+) -> Future:
+    return client.submit(
+        load_rank, placement.run, operator.name, rank, *parts,
+        key=placement.key("load", operator.name, -1 - rank), workers=[placement.workers[rank]],
+        pure=False,
+    )
+
+
+def evaluation_data(operator: PlanOperator, client: Client, worker: str) -> list[Any]:
+    """Return the blocks of an evaluation's source: futures on one worker, or partitions."""
+    action = operator.action
+    assert isinstance(action, Evaluate)
+    source = action.source
+    if source.dealt:
+        kept = _kept.setdefault(client, {})
+        key = (source.token(), "evaluate", worker)
+        if key not in kept or kept[key][0].status != "finished":
+            kept[key] = [client.scatter([source.rows()], workers=[worker], hash=False)[0]]
+        return list(kept[key])
+    return list(source.partitions())
+

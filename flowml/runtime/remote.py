@@ -1,0 +1,124 @@
+"""What runs on workers in Dask tasks, and in ``client.run``: short calls into the plugin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cloudpickle
+from distributed import get_worker
+
+from flowml.data.blocks import evaluation_blocks
+from flowml.data.rows import Rows
+from flowml.data.source import Partition, count_rows
+from flowml.errors import WorkerLostError
+from flowml.plan import PlanOperator
+from flowml.runtime.evaluation import evaluate_source
+from flowml.runtime.feeding import Feed, open_stream
+from flowml.runtime.gang import Gang, Window
+from flowml.runtime.host_hello import HostUnreachable
+from flowml.runtime.runspec import RunSpec
+from flowml.runtime.values import copied
+from flowml.runtime.worker_plugin import NAME, FlowWorker
+from flowml.types import Pytree
+
+
+def plugin() -> FlowWorker:
+    """Return flowml's part of the worker that this task runs on."""
+    found: FlowWorker = get_worker().plugins[NAME]
+    return found
+
+
+def open_worker(run: str, transport: str) -> tuple[str, str]:
+    """Listen for processes of the same host; return host key and address."""
+    return plugin().open(run, transport)
+
+
+def count_partition(partition: Partition) -> int:
+    """Count the rows of a partition where they are not known."""
+    return count_rows(partition)
+
+
+def load_rank(run: str, operator: str, rank: int, *parts: Rows | Partition) -> tuple[int, ...]:
+    """Give one rank its data; return the rows of each part that is in memory, else -1."""
+    plugin().load(run, operator, rank, parts)
+    return tuple(len(p) if isinstance(p, Rows) else -1 for p in parts)
+
+
+def first_batch(run: str, operator: str, rank: int, feed: Feed) -> tuple[Any, float]:
+    """Return a copy of a rank's first batch."""
+    parts = plugin().parts(run, operator, rank)
+    stream = open_stream(feed, rank, parts, prefetch=False)
+    content, examples = stream.batch(0)
+    stream.close()
+    return copied(content), examples
+
+
+def join_gang(shipped: bytes, *after: object) -> str:
+    """Meet the other workers of a run; return "" or why this host cannot share memory."""
+    spec: RunSpec = cloudpickle.loads(shipped)
+    try:
+        plugin().join(spec)
+    except HostUnreachable as error:
+        plugin().close_gang(spec.name)
+        return str(error)
+    return ""
+
+
+def run_superstep_window(
+    run: str, incarnation: int, number: int, start: int, stop: int, snapshot: bool,
+    before: object = None,
+) -> Window:
+    """Run one window of steps of this worker's ranks."""
+    return plugin().gang(run, incarnation).run_window(number, start, stop, snapshot)
+
+
+def take_snapshot(run: str, incarnation: int, step: int) -> dict[tuple[str, int], Pytree]:
+    """Return the tables that this worker kept after a step."""
+    return plugin().gang(run, incarnation).take_snapshot(step)
+
+
+def current_tables(run: str, incarnation: int) -> dict[tuple[str, int], Pytree]:
+    """Return the tables whose first rank is on this worker."""
+    return plugin().gang(run, incarnation).tables()
+
+
+def evaluate_table(
+    operator: bytes, tables: dict[tuple[str, int], Pytree], table: str, step: int,
+    *blocks: Rows | Partition,
+) -> dict[str, float]:
+    """Return the metrics of a table over a whole source."""
+    found: PlanOperator = cloudpickle.loads(operator)
+    return evaluate_source(found, tables[table, 0], step, evaluation_blocks(blocks))
+
+
+def request_stop(run: str, dask_worker: Any) -> None:
+    """Ask the run to stop at the next barrier (in ``client.run``)."""
+    gang = _gang(run, dask_worker)
+    if gang is not None:
+        gang.request_stop()
+
+
+def abort_run(run: str, reason: str, dask_worker: Any) -> None:
+    """Make a worker's ranks leave their loop (in ``client.run``)."""
+    gang = _gang(run, dask_worker)
+    if gang is not None:
+        gang.abort(WorkerLostError("run", reason, kind="worker", worker="", operator=""))
+
+
+def committed_tables(run: str, dask_worker: Any) -> tuple[int, dict[tuple[str, int], Pytree]]:
+    """Return the last committed step of a worker and its tables (in ``client.run``)."""
+    gang = _gang(run, dask_worker)
+    return gang.committed() if gang is not None else (-1, {})
+
+
+def close_run(run: str, dask_worker: Any) -> None:
+    """Forget a run (in ``client.run``)."""
+    found = dask_worker.plugins.get(NAME)
+    if found is not None:
+        found.close(run)
+
+
+def _gang(run: str, dask_worker: Any) -> Gang | None:
+    found = dask_worker.plugins.get(NAME)
+    return None if found is None else found.gangs.get(run)
+
