@@ -117,8 +117,8 @@ class LossGradient:
             self._where,
             "autograd must be able to trace the loss",
             f"{type(error).__name__}: {error}",
-            "Use NumPy or autograd.scipy functions of the parameters: no float(), out=, assignment to "
-            "items, sparse matrices. Or return (loss, grads) yourself, marked @fl.value_and_grad.",
+            "Use NumPy or autograd.scipy functions of the parameters: no float(), out=, assignment "
+            "to items, sparse matrices. Or return (loss, grads) yourself under @fl.value_and_grad.",
         ) from error
 
 

@@ -297,7 +297,7 @@ def gradient(
     else:
         _check_callable(where, f)
         _check_arity(where, f, 1 + len(inputs))
-        model = loss_gradient(f)
+        model = loss_gradient(f, aux=aux)
     action = Gradient(model, len(sources), packed, aux)
     declared = Declared("gradient", action, handles, len(sources) + aux, name, "gradient", site)
     return _handles(declared)

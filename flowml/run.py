@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import networkx as nx
@@ -13,15 +13,21 @@ from dask.utils import parse_timedelta
 from flowml import configuration
 from flowml.collect import closest, collect
 from flowml.compiler.check import check
+from flowml.compiler.explain import Explanation, explain
+from flowml.compiler.gauge import measure, usable_cores
 from flowml.compiler.place import Groups
+from flowml.compiler.promises import resolve
 from flowml.compiler.stages import compile_graph
-from flowml.errors import PlanError
+from flowml.drawing import as_mermaid, as_svg, as_text, mimebundle
+from flowml.drawing.text import counted
+from flowml.errors import FlowmlError, PlanError
 from flowml.events import Event
 from flowml.execution import Run
-from flowml.cluster_run import Asked, probe_here, run_on_cluster
+from flowml.cluster_run import Asked, probe_here, run_on_cluster, seat_workers
 from flowml.graph import LogicalGraph
 from flowml.operators import Handle
 from flowml.plan import Plan
+from flowml.runtime.attach import attached
 from flowml.runtime.outcome import Order, Outcome
 from flowml.runtime.serial import run_serial
 from flowml.runtime.shipping import check_ships
@@ -81,6 +87,25 @@ class Graph:
         """Name of the graph."""
         return self.logical.name
 
+    def __str__(self) -> str:
+        return as_text(self.logical, resolve(self.logical))
+
+    def __repr__(self) -> str:
+        """Show name and size; ``print`` shows all of it."""
+        return (f"<Graph {self.name!r}: {counted(len(self.logical.operators), 'operator')}, "
+                f"{counted(len(self.logical.tables), 'table')}>")
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return mimebundle(self.logical, resolve(self.logical))
+
+    def to_mermaid(self) -> str:
+        """Return the text of a Mermaid flowchart: dotted is not sync, thick closes the loop."""
+        return as_mermaid(self.logical, resolve(self.logical))
+
+    def to_svg(self) -> str:
+        """Return the drawing that a notebook shows; dashed is not sync."""
+        return as_svg(self.logical, resolve(self.logical))
+
     def to_networkx(self) -> nx.MultiDiGraph:
         """Return the graph with tables as vertices; see :meth:`LogicalGraph.to_networkx`."""
         return self.logical.to_networkx()
@@ -118,6 +143,7 @@ class Graph:
         blas_threads: int | None = None,
         progress: bool | None = None,
         dry_run: bool = False,
+        snapshots: Sequence[int] = (),
         **later: Any,
     ) -> Run:
         """Start a run in the background.
@@ -151,6 +177,8 @@ class Graph:
             Show the progress line; None: on a terminal only.
         dry_run : bool
             Check shapes, dtypes, pickling and one step; train nothing.
+        snapshots : sequence of int
+            Keep the tables after these numbers of steps in ``run.snapshots``.
 
         Raises
         ------
@@ -161,6 +189,7 @@ class Graph:
         name = _executor(executor)
         order = Order(
             _positive("steps", steps), _positive("epochs", epochs), seed=_seed(seed),
+            snapshots=frozenset(snapshots),
             max_seconds=max_seconds,
             deadline_seconds=float(parse_timedelta(deadline or configuration.read("deadline"))),
             step_seconds=step_seconds or configuration.read("step-seconds"),
@@ -185,6 +214,37 @@ class Graph:
         """Return the physical plan for a number of replicas."""
         return compile_graph(self.logical, replicas, groups)
 
+    def explain(
+        self, replicas: int = 2, groups: Groups = None, cluster: Any = None
+    ) -> Explanation:
+        """Explain how the graph would run: ``print(graph.explain(replicas=4))``.
+
+        Parameters
+        ----------
+        replicas : int
+        groups : "host", int, or list of lists of ranks, optional
+        cluster : Client, Cluster, str, optional
+            Whose hosts and cores to count with; this machine when left out. Nothing runs there.
+
+        Returns
+        -------
+        Explanation
+            Stages, promises taken, fused groups, placements, summation trees, traffic, memory,
+            and a predicted step from a measurement of about a second in this process.
+        """
+        hosts, cores = None, usable_cores()
+        if cluster is not None:
+            with attached(cluster, replicas) as found:
+                workers = seat_workers(found, replicas)
+            hosts = [worker.host for worker in workers]
+            cores = sum({worker.address: worker.threads for worker in workers}.values())
+        try:
+            compile_graph(self.logical, replicas, groups, hosts=hosts)
+        except FlowmlError:  # explain raises it again, or says what does not run yet
+            return explain(self.logical, replicas, groups, probe=None, hosts=hosts)
+        measured = replace(measure(self.logical, replicas), cores=cores)
+        return explain(self.logical, replicas, groups, probe=measured, hosts=hosts)
+
 
 def _dry(plan: Plan, order: Order) -> Outcome:
     """Check pickling, shapes, dtypes and one step in this process."""
@@ -197,7 +257,7 @@ def _dry(plan: Plan, order: Order) -> Outcome:
 def _known(later: Mapping[str, Any]) -> dict[str, Any]:
     known = [*vars(Later()), "steps", "epochs", "replicas", "groups", "executor", "cluster",
              "seed", "max_seconds", "on_nonfinite", "on_event", "deadline", "step_seconds",
-             "blas_threads", "progress", "dry_run"]
+             "blas_threads", "progress", "dry_run", "snapshots"]
     for name in later:
         if name not in vars(Later()):
             raise PlanError("graph.run", f"options are {', '.join(sorted(known))}", repr(name),

@@ -10,8 +10,8 @@ from time import perf_counter
 
 from flowml.actions import Load
 from flowml.data.stream import BatchStream
-from flowml.graph import LogicalGraph
 from flowml.compiler.stages import compile_graph
+from flowml.graph import LogicalGraph
 from flowml.plan import Plan, PlanOperator
 from flowml.runtime.blas import blas_threads
 from flowml.runtime.domain import Layouts
@@ -32,6 +32,9 @@ COPY_BYTES_PER_SECOND = 4e9
 """What one core reads and adds in shared memory."""
 NETWORK_BYTES_PER_SECOND = 0.4e9
 """What an exchange of some megabytes over RPC carries."""
+
+CALL_SECONDS = 15e-6
+"""What one operator costs a rank however short its slice is."""
 
 WARM_UP, REPEATS, PROBE_SECONDS = 2, 9, 0.4
 LARGEST_FACTOR = 8
@@ -95,7 +98,7 @@ def measure(graph: LogicalGraph, replicas: int, *, threads: int = 1, seed: int =
     Takes up to a second beside reading the data. Nothing of it remains: operators are pure, and
     tables are copies.
     """
-    alone = _every_step(compile_graph(graph, 1, blas_threads=threads))
+    alone = _every_step(compile_graph(graph, 1, 1, blas_threads=threads))
     layouts, seconds = _timed(alone, replicas, seed)
     factor = min(replicas, LARGEST_FACTOR)
     whole = seconds

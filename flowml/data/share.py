@@ -179,6 +179,16 @@ class BatchOrder:
             start, at = last, at + 1
         return tuple(found)
 
+    def positions(self, epoch: int, number: int) -> tuple[int, ...]:
+        """Return which partitions of the share ``pieces`` names, without permuting their rows."""
+        if not 0 <= number < self.batches():
+            return ()
+        size = self.share.rows if self.batch_size is None else self.batch_size
+        start, stop = number * size, min(number * size + size, self.share.rows)
+        positions, ends = self._layout(epoch)
+        first = int(np.searchsorted(ends, start, side="right"))
+        return positions[first : 1 + int(np.searchsorted(ends, stop, side="left"))]
+
     def following(self, epoch: int, position: int) -> int:
         """Return the partition that is read after one of an epoch, into the next epoch."""
         positions, _ = self._layout(epoch)

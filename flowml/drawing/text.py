@@ -27,7 +27,7 @@ def as_text(graph: LogicalGraph, promises: Promises | None = None) -> str:
         The promises taken by unmarked edges, named where they are not sync.
     """
     count, tables = len(graph.operators), len(graph.tables)
-    title = f"graph {graph.name}: {_counted(count, 'operator')}, {_counted(tables, 'table')}"
+    title = f"graph {graph.name}: {counted(count, 'operator')}, {counted(tables, 'table')}"
     looping = looping_tables(graph)
     rows = [_operator_row(o, promises, looping) for o in graph.operators]
     parts = [title, columns(("operator", "kind", "scope", "reads", "writes", "where"), rows)]
@@ -85,5 +85,12 @@ def _loop(graph: LogicalGraph, table: str) -> str:
     return f"{LOOP} {table}: written by {writers}, read in the next step by {readers}"
 
 
-def _counted(count: int, word: str) -> str:
-    return f"{count} {word}{'' if count == 1 else 's'}"
+def counted(count: float, word: str) -> str:
+    """Return a number with its word.
+
+    Examples
+    --------
+    >>> counted(1, "table"), counted(2, "table"), counted(1 / 3, "barrier")
+    ('1 table', '2 tables', '0.333 barriers')
+    """
+    return f"{count:.3g} {word}{'' if count == 1 else 's'}"

@@ -37,6 +37,7 @@ STOP, ABORT, LOST = 1, 2, 4
 HEAD = struct.Struct("<4sHH16sQ")
 BODY = struct.Struct("<QqiiI")
 CRC = struct.Struct("<I")
+FRAME = struct.Struct("<32sQqiiII")
 _MAGIC = b"flAR"
 
 

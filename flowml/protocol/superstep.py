@@ -40,9 +40,9 @@ are in: one that arrived first and then left, because that superstep was the las
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable
 from typing import NamedTuple
+from zlib import crc32
 
 from flowml.errors import FlowmlError
 from flowml.protocol.arrival import (
@@ -50,6 +50,8 @@ from flowml.protocol.arrival import (
     BODY,
     CRC,
     CRC_OFFSET,
+    FRAME,
+    FRAME_BYTES,
     HEAD_BYTES,
     LOST,
     STOP,
@@ -101,7 +103,7 @@ class SuperstepBarrier:
     Notes
     -----
     ``arrive`` and ``receive`` speak in values. ``enter``, ``pack`` and ``receive_packed`` are the
-    same transitions on frames in buffers of the caller, without a value for each message. No
+    same transitions on frames, without a value for each message. No
     method waits, and none is safe to call from two threads at once, except ``abort``, which
     may come from any thread.
     """
@@ -135,7 +137,7 @@ class SuperstepBarrier:
         self._cause: tuple[int, bool, str] | None = None  # origin, died, why
         self._told = False
         self._head = head(run, incarnation)
-        self._head_crc = zlib.crc32(self._head)
+        self._head_crc = crc32(self._head)
 
     def arrive(self, stop: bool = False, flip: int = 0) -> tuple[Send, ...]:
         """Enter the next superstep and return what to send.
@@ -168,12 +170,10 @@ class SuperstepBarrier:
         self._count(self.superstep, self._me_bit, stop, flip)
         return self._settle()
 
-    def pack(self, frame: bytearray, stop: bool, flip: int) -> None:
-        """Write the arrival in the superstep just entered into ``frame`` (64 bytes)."""
-        frame[:HEAD_BYTES] = self._head
-        BODY.pack_into(frame, HEAD_BYTES, self.superstep, flip, self.me, -1, STOP if stop else 0)
-        crc = zlib.crc32(memoryview(frame)[HEAD_BYTES:CRC_OFFSET], self._head_crc)
-        CRC.pack_into(frame, CRC_OFFSET, crc)
+    def pack(self, stop: bool, flip: int) -> bytes:
+        """Return the frame of 64 bytes for the superstep just entered; the same for all peers."""
+        body = BODY.pack(self.superstep, flip, self.me, -1, STOP if stop else 0)
+        return self._head + body + CRC.pack(crc32(body, self._head_crc))
 
     def receive(self, arrival: Arrival) -> None:
         """Take in a peer's arrival, in any order and any number of times.
@@ -189,7 +189,7 @@ class SuperstepBarrier:
         flags = STOP * arrival.stop | ABORT * arrival.abort | LOST * arrival.lost
         self._take(arrival.superstep, arrival.flip, arrival.sender, arrival.origin, flags)
 
-    def receive_packed(self, frame: bytearray) -> Verdict | None:
+    def receive_packed(self, frame: bytes) -> Verdict | None:
         """Take in a frame of 64 bytes and return the verdict once there is one.
 
         Notes
@@ -197,11 +197,13 @@ class SuperstepBarrier:
         Raises what ``receive`` and ``Arrival.decode`` raise. A failure heard of shows in
         ``failed``.
         """
-        crc = zlib.crc32(memoryview(frame)[HEAD_BYTES:CRC_OFFSET], self._head_crc)
-        if frame[:HEAD_BYTES] != self._head or CRC.unpack_from(frame, CRC_OFFSET)[0] != crc:
+        if len(frame) != FRAME_BYTES:
+            check_frame(frame)
+        head, superstep, flip, sender, origin, flags, crc = FRAME.unpack(frame)
+        if head != self._head or crc != crc32(frame[HEAD_BYTES:CRC_OFFSET], self._head_crc):
             run, incarnation = check_frame(frame)
             fence("arrival", self.run, self.incarnation, run, incarnation)
-        return self._take(*BODY.unpack_from(frame, HEAD_BYTES))
+        return self._take(superstep, flip, sender, origin, flags)
 
     @property
     def verdict(self) -> Verdict | None:

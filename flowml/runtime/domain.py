@@ -201,7 +201,7 @@ def map_memory(plan: Plan, layouts: Layouts, domain: Domain, reserve: int = 0) -
     for reader in plan.steps:
         for number, port in enumerate(reader.inputs):
             if port.crosses and not reads_table_buffers(plan, port):
-                layout = layouts[port.source, port.output]
+                layout = layout_of_port(plan, layouts, port)
                 for instance in domain.present(plan, plan.scope_of(port)):
                     found.add_region(region_of_port(plan, reader, number, instance), layout)
         if plan.combines(reader):

@@ -48,9 +48,9 @@ _SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class _Peer:
-    """The connection to one member; ``filled`` bytes of ``frame`` have been read."""
+    """The connection to one member; ``part`` is what has come of a frame not yet whole."""
 
-    __slots__ = ("bit", "filled", "frame", "member", "resets", "send", "socket", "take")
+    __slots__ = ("bit", "member", "part", "resets", "send", "socket", "take")
 
     def __init__(self, member: int, bit: int, connection: socket.socket) -> None:
         connection.setblocking(False)
@@ -58,9 +58,8 @@ class _Peer:
         self.bit = bit
         self.socket = connection
         self.send = connection.send
-        self.take = connection.recv_into
-        self.frame = bytearray(FRAME_BYTES)
-        self.filled = 0
+        self.take = connection.recv
+        self.part = b""
         self.resets = 0
 
 
@@ -96,7 +95,6 @@ class HostLink:
             _Peer(member, 1 << state.members.index(member), connections[member])
             for member in state.peers
         )
-        self._frame = bytearray(FRAME_BYTES)
         self._woken: BaseException | None = None
         self._ended: list[_Peer] = []  # at end of file
         self._buried = 0  # how many of these the state machine knows of
@@ -174,8 +172,7 @@ class HostLink:
                 raise self._woken
             state = self._state
             verdict = state.enter(stop, flip)
-            state.pack(self._frame, stop, flip)
-            self._tell(self._frame)
+            self._tell(state.pack(stop, flip))
             if verdict is None:
                 verdict = self._spin()
             if verdict is None:
@@ -220,7 +217,7 @@ class HostLink:
             self._alarm.close()
             self.segment.close()
 
-    def _tell(self, frame: bytearray) -> None:
+    def _tell(self, frame: bytes) -> None:
         for peer in self._peers:
             try:
                 peer.send(frame, _SEND_FLAGS)
@@ -238,11 +235,11 @@ class HostLink:
         for peer in self._peers:
             if not state.missing & peer.bit:
                 continue
-            if peer.filled or peer in self._ended:
+            if peer.part or peer in self._ended:
                 return None
             while True:
                 try:
-                    size = peer.take(peer.frame, FRAME_BYTES, _DONTWAIT)
+                    frame = peer.take(FRAME_BYTES, _DONTWAIT)
                     break
                 except BlockingIOError:
                     now = perf_counter_ns()
@@ -252,10 +249,10 @@ class HostLink:
                         os.sched_yield()  # the awaited process may be next in line for this core
                 except ConnectionResetError:
                     return None
-            if size != FRAME_BYTES:
-                self._count_in(peer, size)
+            if len(frame) != FRAME_BYTES:
+                self._piece(peer, frame)
                 return None
-            verdict = state.receive_packed(peer.frame)
+            verdict = state.receive_packed(frame)
             if verdict is not None:
                 return verdict
         return None
@@ -284,26 +281,27 @@ class HostLink:
         """Take in all that a peer has sent so far."""
         while peer not in self._ended:
             try:
-                rest = memoryview(peer.frame)[peer.filled :]
-                size = peer.take(rest, len(rest), _DONTWAIT)
+                part = peer.take(FRAME_BYTES - len(peer.part), _DONTWAIT)
             except BlockingIOError:
                 return
             except ConnectionResetError:
                 peer.resets += 1  # once before what is still queued; twice is the end
-                size = 0
+                part = b""
                 if peer.resets < 2:
                     continue
-            if self._count_in(peer, size):
-                self._state.receive_packed(peer.frame)
+            frame = self._piece(peer, part)
+            if frame:
+                self._state.receive_packed(frame)
 
-    def _count_in(self, peer: _Peer, size: int) -> bool:
-        """Count ``size`` bytes in; return whether the frame is whole. 0 is the end of file."""
-        if not size:
+    def _piece(self, peer: _Peer, part: bytes) -> bytes:
+        """Return the frame that ``part`` completes, or nothing; no part is the end of file."""
+        if not part:
             self._ended.append(peer)
             self._poll.unregister(peer.socket.fileno())
-            return False
-        peer.filled = (peer.filled + size) % FRAME_BYTES
-        return not peer.filled
+            return b""
+        frame = peer.part + part
+        peer.part = b"" if len(frame) == FRAME_BYTES else frame
+        return b"" if peer.part else frame
 
     def _bury(self) -> None:
         """Tell the state machine who has left, after all that the others have said."""

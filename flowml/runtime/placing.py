@@ -16,6 +16,7 @@ from flowml.plan import Plan, PlanOperator
 from flowml.runtime.feeding import Feed, dealt_shares, loads, make_feed, partition_ids, seeds
 from flowml.runtime.outcome import Order
 from flowml.runtime.remote import count_partition, load_rank
+from flowml.runtime.shipping import ship
 
 _kept: weakref.WeakKeyDictionary[Client, dict[tuple[Any, ...], list[Future]]] = (
     weakref.WeakKeyDictionary()
@@ -122,7 +123,7 @@ def _place_partitions(
     owner = {p: placement.workers[rank] for rank, mine in enumerate(ids) for p in mine}
     counting = {
         number: client.submit(
-            count_partition, partition, key=placement.key("load", operator.name, number),
+            count_partition, ship(partition, partition), key=placement.key("load", operator.name, number),
             workers=[owner[number]], pure=False,
         )
         for number, partition in enumerate(partitions)
@@ -134,7 +135,8 @@ def _place_partitions(
     ]
     feed = make_feed(operator, [[counts[i] for i in mine] for mine in ids], ids, order.seed)
     return feed, [
-        _load(client, placement, operator, rank, [partitions[i] for i in mine])
+        _load(client, placement, operator, rank, [
+            ship(partitions[i], partitions[i]) for i in mine])
         for rank, mine in enumerate(ids)
     ]
 
@@ -185,5 +187,5 @@ def evaluation_data(operator: PlanOperator, client: Client, worker: str) -> list
         if key not in kept or kept[key][0].status != "finished":
             kept[key] = [client.scatter([source.rows()], workers=[worker], hash=False)[0]]
         return list(kept[key])
-    return list(source.partitions())
+    return [ship(partition, partition) for partition in source.partitions()]
 

@@ -33,15 +33,24 @@ def open_worker(run: str, transport: str) -> tuple[str, str]:
     return plugin().open(run, transport)
 
 
-def count_partition(partition: Partition) -> int:
+def count_partition(shipped: bytes) -> int:
     """Count the rows of a partition where they are not known."""
+    partition: Partition = cloudpickle.loads(shipped)
     return count_rows(partition)
 
 
-def load_rank(run: str, operator: str, rank: int, *parts: Rows | Partition) -> tuple[int, ...]:
+def load_rank(run: str, operator: str, rank: int, *parts: Rows | bytes) -> tuple[int, ...]:
     """Give one rank its data; return the rows of each part that is in memory, else -1."""
-    plugin().load(run, operator, rank, parts)
+    plugin().load(run, operator, rank, [_unpacked(p) for p in parts])
     return tuple(len(p) if isinstance(p, Rows) else -1 for p in parts)
+
+
+def _unpacked(part: Rows | bytes) -> Rows | Partition:
+    """Return rows that are in memory as they are, and a shipped partition as itself."""
+    if isinstance(part, Rows):
+        return part
+    partition: Partition = cloudpickle.loads(part)
+    return partition
 
 
 def first_batch(run: str, operator: str, rank: int, feed: Feed) -> tuple[Any, float]:
@@ -84,11 +93,11 @@ def current_tables(run: str, incarnation: int) -> dict[tuple[str, int], Pytree]:
 
 def evaluate_table(
     operator: bytes, tables: dict[tuple[str, int], Pytree], table: str, step: int,
-    *blocks: Rows | Partition,
+    *blocks: Rows | bytes,
 ) -> dict[str, float]:
     """Return the metrics of a table over a whole source."""
     found: PlanOperator = cloudpickle.loads(operator)
-    return evaluate_source(found, tables[table, 0], step, evaluation_blocks(blocks))
+    return evaluate_source(found, tables[table, 0], step, evaluation_blocks(map(_unpacked, blocks)))
 
 
 def request_stop(run: str, dask_worker: Any) -> None:

@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import cloudpickle
 from distributed import Client, Future, wait
 
 from flowml.errors import FlowmlError, OperatorError, PlanError, WorkerLostError
@@ -36,6 +35,7 @@ from flowml.runtime.placing import Placement, evaluation_data, place_data
 from flowml.runtime.probe import probe
 from flowml.runtime.runspec import RunSpec, without_sources
 from flowml.runtime.serial import evaluated_table
+from flowml.runtime.shipping import ship_plan
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +186,8 @@ class Resident:
         while True:
             self.spec = RunSpec(plan, layouts, order, feeds, roster,
                                 {w: a for w, (_, a) in addresses.items()})
-            shipped = self.client.scatter(cloudpickle.dumps(self.spec), hash=False, broadcast=True)
+            shipped = self.client.scatter(
+                ship_plan(self.spec, self.plan), hash=False, broadcast=True)
             tasks = [
                 self._submit("join", "gang", w, self.incarnation, remote.join_gang, shipped)
                 for w in self.placement.distinct
@@ -325,8 +326,8 @@ class Resident:
             operator = self.plan.operator(name)
             table = evaluated_table(self.plan, operator)
             value = self.outcome.tables[table][0] if tables is None else tables[table, 0]
-            shipped = cloudpickle.dumps(without_sources(
-                replace(self.plan, operators=(operator,))).operators[0])
+            alone = replace(self.plan, operators=(operator,))
+            shipped = ship_plan(without_sources(alone).operators[0], alone)
             blocks = evaluation_data(operator, self.client, worker)
             task = self._submit("evaluate", name, worker, step, remote.evaluate_table, shipped,
                                 {(table, 0): value}, table, step, *blocks, priority=10)

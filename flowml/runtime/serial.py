@@ -230,10 +230,17 @@ def _inputs(state: SerialState, operator: PlanOperator, instance: int) -> list[V
 
 
 def _run(state: SerialState, operator: PlanOperator, instance: int, step: int) -> None:
+    for output, value in enumerate(operate(state, operator, instance, step)):
+        state.now[operator.name, output, instance] = value
+
+
+def operate(
+    state: SerialState, operator: PlanOperator, instance: int, step: int
+) -> tuple[Value, ...]:
+    """Return what one instance of an operator makes of what ``state`` holds for it."""
     rank = state.plan.ranks_of(operator.scope, instance)[0]
     spot = partial(Spot, operator, rank, step)
-    for output, value in enumerate(_RUN[type(operator.action)](state, operator, instance, spot)):
-        state.now[operator.name, output, instance] = value
+    return _RUN[type(operator.action)](state, operator, instance, spot)
 
 
 Made = tuple[Value, ...]

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
+import sys
+import sysconfig
 from collections.abc import Iterator
+from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 import cloudpickle
+from cloudpickle import (
+    list_registry_pickle_by_value,
+    register_pickle_by_value,
+    unregister_pickle_by_value,
+)
 
 from flowml.actions import Evaluate, Gradient, Map, Until, Update
 from flowml.errors import FlowmlError, PlanError, raise_all
 from flowml.plan import Plan, PlanOperator
+from flowml.types import PACKAGE
 
 
 def check_ships(plan: Plan) -> None:
@@ -83,3 +95,67 @@ def _shown(value: Any) -> str:
     if hasattr(value, "read") and isinstance(name, str):
         return f"open file {name!r}"
     return type(value).__name__
+
+
+def ship(thing: Any, *owners: Any) -> bytes:
+    """Pickle something with the user's functions by value.
+
+    Parameters
+    ----------
+    owners : objects
+        Functions and objects inside ``thing`` whose modules workers may not be able to import.
+
+    Notes
+    -----
+    A function of an imported module is pickled by name otherwise, and the user's own files (a
+    script's neighbours, a file of graphs) are not on the path of a worker. Installed packages
+    still go by name.
+    """
+    modules = {m for owner in owners for m in _user_modules(owner)}
+    fresh = [m for m in modules if m.__name__ not in list_registry_pickle_by_value()]
+    for module in fresh:
+        register_pickle_by_value(module)
+    try:
+        return bytes(cloudpickle.dumps(thing))
+    finally:
+        for module in fresh:
+            unregister_pickle_by_value(module)
+
+
+def ship_plan(thing: Any, plan: Plan) -> bytes:
+    """Pickle something that holds a plan."""
+    owners = [part for operator in plan.operators for part in _parts(operator)]
+    return ship(thing, *owners, *(t.init for t in plan.tables if callable(t.init)))
+
+
+def _user_modules(owner: Any) -> Iterator[ModuleType]:
+    """Yield the modules outside installed packages that an object's code comes from."""
+    pending, seen = [owner], set()
+    while pending:
+        found = pending.pop()
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, functools.partial):
+            pending += [found.func, *found.args, *found.keywords.values()]
+        elif dataclasses.is_dataclass(found) and not isinstance(found, type):
+            pending += [getattr(found, f.name) for f in dataclasses.fields(found)]
+        code = found if isinstance(found, type | FunctionType) else type(found)
+        module = sys.modules.get(getattr(code, "__module__", ""))
+        if module is None or not _is_users(module):
+            continue
+        yield module
+        if isinstance(found, FunctionType):
+            names = inspect.getclosurevars(found)
+            pending += [*names.globals.values(), *names.nonlocals.values()]
+
+
+def _is_users(module: ModuleType) -> bool:
+    file = getattr(module, "__file__", None)
+    if file is None or module.__name__ == "__main__":
+        return False
+    path = Path(file).resolve()
+    if path.is_relative_to(PACKAGE):
+        return path.is_relative_to(PACKAGE / "_graphs")
+    installed = [sysconfig.get_paths()[k] for k in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return not any(path.is_relative_to(Path(folder).resolve()) for folder in installed)

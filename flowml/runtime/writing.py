@@ -12,7 +12,7 @@ from flowml.actions import Assign
 from flowml.errors import FlowmlError
 from flowml.plan import PlanOperator
 from flowml.rules import At
-from flowml.runtime.bodies import Act, spot_at
+from flowml.runtime.bodies import Act, out_regions, spot_at
 from flowml.runtime.calls import Spot, all_finite, diverged, placed_errors, returned
 from flowml.runtime.combining import Member, members_of
 from flowml.runtime.inputs import Getter, Pattern, getter
@@ -37,6 +37,7 @@ def write_body(pattern: Pattern, operator: PlanOperator) -> Act:
     apply = _application(rank, operator, table.rules.get(operator.name))
     number, enter, checks = rank.index[operator.name], rank.enter, rank.order.on_nonfinite == "stop"
     sources = _blamed(pattern, operator)
+    region = out_regions(rank, operator)[0]
 
     def act(step: int) -> None:
         enter(number, step)
@@ -52,6 +53,8 @@ def write_body(pattern: Pattern, operator: PlanOperator) -> Act:
                 target[...] = source
         elif checks and not all(all_finite(b) for b in new):
             raise not_finite(rank, operator, step, sources())
+        if region is not None:
+            region.put(table.value(before + 1).content, None)
 
     return act
 

@@ -120,7 +120,7 @@ class Simulation:
         """Hand over an arrival as a value or as a frame."""
         barrier = self.members[number].barrier
         if self.packed:
-            barrier.receive_packed(bytearray(arrival.encode()))
+            barrier.receive_packed(arrival.encode())
         else:
             barrier.receive(arrival)
 

@@ -138,15 +138,15 @@ def test_alone_it_completes_at_once() -> None:
 
 def test_frames_and_values_are_the_same_transitions() -> None:
     one, two = barrier(0, (0, 1)), barrier(1, (0, 1))
-    frame = bytearray(64)
     for n in range(4):
         assert one.enter(n == 3, n) is None
-        one.pack(frame, n == 3, n)
-        assert Arrival.decode(frame) == arrival(0, n, flip=n, stop=n == 3)
+        frame = one.pack(n == 3, n)
+        assert frame == arrival(0, n, flip=n, stop=n == 3).encode()
         assert two.receive_packed(frame) == two.verdict
         assert two.enter(False, n) == Verdict(n, n == 3, n)
-        two.pack(frame, False, n)
-        assert one.receive_packed(frame) == Verdict(n, n == 3, n)
+        assert one.receive_packed(two.pack(False, n)) == Verdict(n, n == 3, n)
+    with pytest.raises(ProtocolError, match="a frame has 64 bytes, got 63"):
+        one.receive_packed(frame[:63])
 
 
 def test_entering_twice_is_a_fault() -> None:
@@ -191,7 +191,7 @@ def test_stale_and_newer_incarnations_are_told_apart() -> None:
     with pytest.raises(StaleRunError, match=r"incarnation 4 .* got incarnation 3") as old:
         mine.receive(arrival(1, incarnation=3))
     with pytest.raises(StaleRunError, match="receiver is out of date") as new:
-        mine.receive_packed(bytearray(arrival(1, incarnation=5).encode()))
+        mine.receive_packed(arrival(1, incarnation=5).encode())
     assert (old.value.fields["newer"], new.value.fields["newer"]) == (False, True)
     assert not mine.failed
 

@@ -6,6 +6,7 @@ import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -16,6 +17,13 @@ from flowml.runtime.host_link import HostLink
 
 RUN = bytes(range(16))
 PATIENCE = 60.0
+FORKING = multiprocessing.get_context("forkserver")
+
+
+def start_server() -> None:
+    """Start the process that forks the members: it has no threads and no sockets of ours."""
+    FORKING.set_forkserver_preload(["numpy", "flowml.runtime.host_link"])
+    forkserver.ensure_running()
 
 
 def join_all(listeners: Sequence[HostListener], nbytes: int = 4096) -> list[Any]:
@@ -49,13 +57,12 @@ class Crew:
     """Members in processes of their own, each obeying one command at a time over a pipe."""
 
     def __init__(self, count: int) -> None:
-        forking = multiprocessing.get_context("forkserver")
-        forking.set_forkserver_preload(["numpy", "flowml.runtime.host_link"])
+        start_server()
         self.pipes: list[Connection] = []
         self.processes = []
         for me in range(count):
-            mine, theirs = forking.Pipe()
-            member = forking.Process(target=obey, args=(me, theirs), daemon=True)
+            mine, theirs = FORKING.Pipe()
+            member = FORKING.Process(target=obey, args=(me, theirs), daemon=True)
             member.start()
             theirs.close()
             self.pipes.append(mine)

@@ -21,7 +21,7 @@ from flowml.runtime import host_hello, host_meeting
 from flowml.runtime.host_hello import Hello, HostListener, HostUnreachable, peer_user, reach
 from flowml.runtime.host_link import HostLink
 from flowml.runtime.segment import Segment
-from tests.runtime.host_peers import PATIENCE, RUN, crew, join_all, linked
+from tests.runtime.host_peers import PATIENCE, RUN, crew, join_all, linked, start_server
 
 LISTENING = {
     "abstract seqpacket": {},
@@ -29,15 +29,13 @@ LISTENING = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compare descriptors and threads before and after; processes of a crew keep a server."""
-    if "crew" in request.node.name:
-        yield
-        return
-    before = sorted(os.listdir("/proc/self/fd")), threading.active_count()
-    yield
-    assert (sorted(os.listdir("/proc/self/fd")), threading.active_count()) == before
+pytestmark = pytest.mark.leaks
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server_of_processes() -> None:
+    """Start what multiprocessing keeps for good, so that it does not count as left behind."""
+    start_server()
 
 
 def in_thread(link: HostLink, stop: bool = False, flip: int = 0) -> tuple[threading.Thread, list]:

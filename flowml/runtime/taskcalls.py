@@ -1,0 +1,297 @@
+"""The functions that tasks of the ``tasks`` executor call, one a kind of operator.
+
+A task runs the serial executor's own code for an operator, on a state that holds only what the
+operator reads, so both executors compute the same. A task never changes its inputs: it copies the
+state of a rule before the rule runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from flowml.actions import Load, Update
+from flowml.data.rows import Rows
+from flowml.data.share import BatchOrder, deal_indices
+from flowml.data.shelf import Shelf
+from flowml.data.source import Partition
+from flowml.layout import layout_of
+from flowml.plan import Firing, Plan
+from flowml.runtime.calls import Spot
+from flowml.runtime.evaluation import evaluate_source
+from flowml.runtime.feeding import seeds
+from flowml.runtime.outcome import Order
+from flowml.runtime.serial import SerialState, flatten, operate
+from flowml.runtime.tablestate import RuleState, TableInstance, make_instance, whole
+from flowml.runtime.tasksetting import on_worker
+from flowml.runtime.taskvalues import (
+    Batch,
+    Between,
+    Flat,
+    Made,
+    Record,
+    TableState,
+    aligned,
+    value_of,
+)
+from flowml.runtime.values import EMPTY, Kept, Value
+from flowml.types import Pytree
+
+_ordering = threading.Lock()
+"""A BatchOrder remembers permutations; tasks in threads of one process share it."""
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """What tasks need of a run; every task reads it by reference.
+
+    Attributes
+    ----------
+    plan : Plan
+        Without the sources, except in a standalone graph.
+    order : Order
+    token : str
+        Names the run; stands for the contents in Dask's tokens.
+    """
+
+    plan: Plan
+    order: Order
+    token: str
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return ("flowml", self.token)
+
+
+# --- data -------------------------------------------------------------------------------------
+
+
+def read_partition(partition: Partition, rows: int) -> Rows:
+    """Read one partition, which must have ``rows`` rows."""
+    with on_worker():
+        shelf = Shelf([partition], [rows], prefetch=False, resident_bytes=0)
+        return shelf.rows(0, lambda: 0)
+
+
+def own_share(shipment: Shipment, name: str, rank: int) -> Rows:
+    """Return what one rank is dealt of a source that is in memory (standalone graphs)."""
+    operator = shipment.plan.operator(name)
+    assert isinstance(operator.action, Load)
+    rows = operator.action.source.rows()
+    entropy = seeds(operator, shipment.order.seed)
+    return rows.take(deal_indices(len(rows), shipment.plan.replicas, seed=entropy)[rank])
+
+
+def own_partition(shipment: Shipment, name: str, number: int) -> Partition:
+    """Return one partition of a source, not read yet (standalone graphs)."""
+    action = shipment.plan.operator(name).action
+    assert isinstance(action, Load)
+    found: Partition = action.source.partitions()[number]
+    return found
+
+
+def load_batch(order: BatchOrder, step: int, steps_per_epoch: int, *parts: Rows) -> Between:
+    """Gather a rank's batch of a step.
+
+    Parameters
+    ----------
+    parts : Rows
+        The partitions that ``order.positions`` names for the batch, in that order.
+    """
+    with on_worker():
+        with _ordering:
+            pieces = order.pieces(*divmod(step, steps_per_epoch))
+        return _batch([p.take(index) for (_, index), p in zip(pieces, parts, strict=True)])
+
+
+def load_share(*parts: Rows) -> Between:
+    """Put a rank's whole share together: its batch in every step where ``batch_size`` is None."""
+    with on_worker():
+        return _batch([part.compact() for part in parts if len(part)])
+
+
+def _batch(parts: list[Rows]) -> Between:
+    if not parts:
+        return EMPTY
+    rows = Rows.concat(parts).aligned()
+    examples = float(rows.examples())
+    return Batch(rows, examples) if examples else EMPTY
+
+
+# --- operators --------------------------------------------------------------------------------
+
+
+def run_operator(
+    shipment: Shipment, name: str, step: int, instance: int, *inputs: Between
+) -> Value | Made:
+    """Run one instance of a map, gradient or ``here`` on one value an input."""
+    with on_worker(shipment.plan.blas_threads):
+        plan = shipment.plan
+        operator = plan.operator(name)
+        rank = plan.ranks_of(operator.scope, instance)[0]
+        state = _state(shipment)
+        for number, (port, found) in enumerate(zip(operator.inputs, inputs, strict=True)):
+            source = plan.instance_of(plan.scope_of(port), rank)
+            state.held[name, number, source] = value_of(found)
+        values = operate(state, operator, instance, step)
+        loss = state.loss.get(instance)
+    if len(values) == 1 and loss is None:
+        return values[0]
+    return Made(values, loss)
+
+
+def run_until(shipment: Shipment, name: str, step: int, instance: int, value: Between) -> bool:
+    """Tell whether an end of the graph is reached."""
+    with on_worker(shipment.plan.blas_threads):
+        operator = shipment.plan.operator(name)
+        state = _state(shipment)
+        state.held[name, 0, instance] = value_of(value)
+        operate(state, operator, instance, step)
+        return state.ended
+
+
+def combine(
+    shipment: Shipment, name: str, step: int, instance: int, values: list[Between],
+    weights: list[Between],
+) -> Value | Flat:
+    """Run an aggregate that is no sum along a tree: it needs all contributions at once."""
+    with on_worker(shipment.plan.blas_threads):
+        operator = shipment.plan.operator(name)
+        members = shipment.plan.members(operator, instance)
+        state = _state(shipment)
+        for number, found in enumerate((values, weights)):
+            for member, value in zip(members, found, strict=False):
+                state.held[name, number, member] = value_of(value)
+        (made,) = operate(state, operator, instance, step)
+        if made.empty:
+            return made
+        layout = layout_of(made.content)
+        spot = partial(Spot, operator, 0, step)
+        return Flat(layout, flatten(spot, layout, made.content, 0), made.examples)
+
+
+def pick(made: Made, output: int) -> Value:
+    """Return one of several outputs."""
+    return made.values[output]
+
+
+def loss_of(made: Between) -> float:
+    """Return the loss of a gradient; NaN where the replica had no examples."""
+    return made.loss if isinstance(made, Made) and made.loss is not None else float("nan")
+
+
+def record(
+    steps: int, replicas: int, places: Sequence[tuple[int, int]], losses: list[float],
+    ended: list[bool],
+) -> Record:
+    """Gather what the driver wants to know of some steps.
+
+    Parameters
+    ----------
+    places : sequence of (step, rank)
+        Of each loss; steps count from the first of these steps.
+    """
+    table = np.full((steps, replicas), np.nan)
+    for (step, rank), loss in zip(places, losses, strict=True):
+        table[step, rank] = loss
+    return Record(table, any(ended))
+
+
+# --- tables -----------------------------------------------------------------------------------
+
+
+def make_table(shipment: Shipment, table: str, instance: int) -> TableState:
+    """Return a table instance at its initial value."""
+    with on_worker(shipment.plan.blas_threads):
+        plan = shipment.plan
+        made = make_instance(plan, plan.table(table), instance, shipment.order.seed)
+        return _frozen(made)
+
+
+def write_table(
+    shipment: Shipment, name: str, step: int, instance: int, before: TableState,
+    values: list[Between],
+) -> TableState:
+    """Apply a write: one value, or under a push that of each member in order."""
+    with on_worker(shipment.plan.blas_threads):
+        plan = shipment.plan
+        operator = plan.operator(name)
+        state = _state(shipment)
+        table = _thawed(plan, before, name)
+        state.tables[str(operator.writes)] = [table] * (instance + 1)
+        if plan.combines(operator):
+            sources = plan.members(operator, instance)
+        else:
+            rank = plan.ranks_of(operator.scope, instance)[0]
+            sources = (plan.instance_of(plan.scope_of(operator.inputs[0]), rank),)
+        for source, value in zip(sources, values, strict=True):
+            state.held[name, 0, source] = value_of(value)
+        operate(state, operator, instance, step)
+        return _frozen(table)
+
+
+def _thawed(plan: Plan, state: TableState, changing: str) -> TableInstance:
+    """Return an instance to work on, with a copy of the state of the rule that will run."""
+    buffers = aligned(state.buffers)
+    made = TableInstance(state.layout, buffers, buffers)
+    for name, (kept, applied) in state.rules.items():
+        action = plan.operator(name).action
+        assert isinstance(action, Update)
+        states = copy.deepcopy(kept) if name == changing else kept
+        made.rules[name] = RuleState(
+            action.rule, state.layout, whole(state.layout), states, applied
+        )
+    return made
+
+
+def _frozen(table: TableInstance) -> TableState:
+    rules = {name: (rule.states, rule.applied) for name, rule in table.rules.items()}
+    return TableState(table.layout, table.latest, rules)
+
+
+def show(state: TableState) -> Flat:
+    """Return a table's parameters without the state of its rules, which need not travel."""
+    return state.shown()
+
+
+def table_value(flat: Flat | TableState) -> Pytree:
+    """Return a table as a pytree."""
+    shown = flat.shown() if isinstance(flat, TableState) else flat
+    return shown.tree()
+
+
+# --- edges with a period, evaluations ---------------------------------------------------------
+
+
+def keep_value(keep: str, before: Kept | None, between: Between) -> Kept:
+    """Return what an edge keeps after one more value."""
+    kept = Kept(keep) if before is None else copy.copy(before)
+    kept.put(value_of(between))
+    return kept
+
+
+def take_kept(keep: str, before: Kept | None, between: Between | None) -> Value:
+    """Return what an edge with a period delivers, the value of this step included."""
+    kept = Kept(keep) if before is None else copy.copy(before)
+    if between is not None:
+        kept.put(value_of(between))
+    return kept.take()
+
+
+def evaluate_table(
+    shipment: Shipment, name: str, step: int, table: Flat | TableState,
+    blocks: list[Rows | Partition],
+) -> dict[str, float]:
+    """Return the metrics of a table over a whole source."""
+    with on_worker(shipment.plan.blas_threads):
+        rows = [b if isinstance(b, Rows) else b.read() for b in blocks]
+        return evaluate_source(shipment.plan.operator(name), table_value(table), step, rows)
+
+
+def _state(shipment: Shipment) -> SerialState:
+    plan = shipment.plan
+    return SerialState(plan, shipment.order, Firing(plan), {}, {}, {})

@@ -1,0 +1,145 @@
+"""Graphs that exercise every part of the runtime, on data whose shares are unequal."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import flowml as fl
+
+GRAPHS = Path(__file__).parents[2] / "graphs"
+ROWS, FEATURES, CLASSES = 83, 12, 3
+
+
+def examples(seed: int = 0, dtype: str = "float32") -> tuple[Any, Any]:
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(ROWS, FEATURES)).astype(dtype)
+    return X, rng.integers(0, CLASSES, ROWS)
+
+
+def softmax(dtype: str = "float32") -> Any:
+    return fl.models.softmax(FEATURES, CLASSES, dtype=dtype)
+
+
+def from_file(name: str, *inputs: Any, **options: Any) -> fl.Graph:
+    """Build a graph of graphs/."""
+    spec = importlib.util.spec_from_file_location(f"graph_{name}", GRAPHS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    build: Callable[..., fl.Graph] = module.build
+    return build(*inputs, **options)
+
+
+def sgd_with(rule: Any, **options: Any) -> fl.Graph:
+    model = softmax()
+    w = fl.table("w", model.init(seed=0))
+    batch = fl.load(examples(), batch_size=options.pop("batch_size", 8), **options)
+    return fl.Graph(fl.update(w, fl.aggregate("mean", fl.gradient(model, w, batch)), rule))
+
+
+def pushes() -> fl.Graph:
+    model = softmax()
+    w = fl.table("w", model.init(seed=0))
+    batch = fl.load(examples(), batch_size=8)
+    return fl.Graph(fl.update(w, fl.gradient(model, w, batch), fl.sgd(0.1, momentum=0.5)))
+
+
+def pushes_to_a_group() -> fl.Graph:
+    model = softmax()
+    copy = fl.table("copy", model.init(seed=0), scope="host")
+    w = fl.table("w", model.init(seed=0))
+    batch = fl.load(examples(), batch_size=8)
+    near = fl.update(copy, fl.gradient(model, copy, batch), fl.sgd(0.05))
+    mean = fl.assign(w, fl.aggregate("mean", near.every(2)))
+    return fl.Graph(near, mean, fl.assign(copy, mean))
+
+
+def median_kept() -> fl.Graph:
+    model = softmax()
+    w = fl.table("w", model.init(seed=0))
+    batch = fl.load(examples(), batch_size=8)
+    middle = fl.aggregate("median", fl.gradient(model, w, batch))
+    return fl.Graph(fl.update(w, middle.every(2, keep="sum"), fl.sgd(0.1)))
+
+
+def two_tables_with_aux() -> fl.Graph:
+    X, y = examples(dtype="float64")
+    target = np.eye(CLASSES)[y]
+
+    def loss(params: Any, batch: Any) -> Any:
+        (first, second), (rows, wanted) = params, batch
+        error = np.tanh(rows @ first) @ second - wanted
+        return np.mean(error * error)
+
+    a = fl.table("a", np.linspace(-1, 1, FEATURES * 4).reshape(FEATURES, 4))
+    b = fl.table("b", np.linspace(-1, 1, 4 * CLASSES).reshape(4, CLASSES))
+    batch = fl.load((X, target), batch_size=7)
+    ga, gb = fl.gradient(loss, (a, b), batch)
+    return fl.Graph(
+        fl.update(a, fl.aggregate("mean", ga), fl.adam(0.01)),
+        fl.update(b, fl.aggregate("mean", gb, name="mean_b"), fl.rmsprop(0.01)),
+    )
+
+
+def noise_and_weights() -> fl.Graph:
+    model = softmax()
+    w = fl.table("w", model.init(seed=0))
+    here = fl.here(seed=3)
+    batch = fl.load(examples(), batch_size=8)
+    grads = fl.gradient(model, w, batch)
+    noisy = fl.map(
+        lambda g, place: {k: v + place.rng().normal(size=v.shape).astype(v.dtype) * 0.01
+                          for k, v in g.items()}, grads, here, name="noisy")
+    weight = fl.map(lambda g: 1.0 + float(np.abs(g["W"]).sum()), grads, name="weight")
+    mean = fl.aggregate("mean", noisy, weight=weight)
+    size = fl.map(lambda m: float(np.square(m["W"]).sum()), mean, name="size")
+    return fl.Graph(fl.update(w, mean, fl.sgd(0.1)), fl.until(lambda s: s < 1e-12, size))
+
+
+def slow_pull() -> fl.Graph:
+    """Local tables refreshed from the global one every three steps, pushed every two."""
+    model = softmax()
+    w = fl.table("w", model.init(seed=0))
+    local = fl.table("local", lambda here: model.init(seed=here.replica), scope="replica")
+    batch = fl.load(examples(), batch_size=8)
+    fresh = fl.assign(local, w.every(3))
+    grads = fl.gradient(model, fresh, batch)
+    mean = fl.aggregate("mean", grads.every(2))
+    return fl.Graph(fresh, fl.update(local, grads, fl.sgd(0.1)), fl.update(w, mean, fl.adagrad(0.1)))
+
+
+def library(name: str) -> Callable[[], fl.Graph]:
+    def make() -> fl.Graph:
+        rows = examples()
+        if name == "kmeans":
+            return from_file(name, rows[0], clusters=3, tol=0.0)
+        if name == "admm":
+            X, y = examples(dtype="float64")
+            return from_file(name, (X, y.astype(float)))
+        if name in ("batch_gradient",):
+            return from_file(name, softmax("float64"), rows, momentum=0.9, lr=0.1)
+        return from_file(name, softmax(), rows, batch_size=8, lr=0.1)
+    return make
+
+
+CATALOGUE: dict[str, Callable[[], fl.Graph]] = {
+    "momentum": lambda: sgd_with(fl.sgd(0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)),
+    "adam": lambda: sgd_with(fl.adam(0.01)),
+    "clipped": lambda: sgd_with(fl.clip_norm(0.1, fl.adamw(0.01))),
+    "short_last_batches": lambda: sgd_with(fl.sgd(0.1), batch_size=11),
+    "dropped_rows": lambda: sgd_with(fl.sgd(0.1), batch_size=9, drop_last=True),
+    "whole_shares": lambda: sgd_with(fl.sgd(0.1), batch_size=None),
+    "pushes": pushes,
+    "pushes_to_a_group": pushes_to_a_group,
+    "median_kept": median_kept,
+    "two_tables_with_aux": two_tables_with_aux,
+    "noise_and_weights": noise_and_weights,
+    "slow_pull": slow_pull,
+    **{path.stem: library(path.stem) for path in sorted(GRAPHS.glob("*.py"))},
+}
