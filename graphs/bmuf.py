@@ -37,10 +37,8 @@ def build(
 
     Parameters
     ----------
-    model : model
-        As in ``fl.models``.
-    source : source
-        Training examples.
+    model, source
+        A model as in ``fl.models``, and its training examples.
     test : source, optional
         The anchor is evaluated after each epoch: ``loss`` and ``score``.
     lr : float or schedule

@@ -27,10 +27,8 @@ def build(
 
     Parameters
     ----------
-    model : model
-        As in ``fl.models``.
-    source : source
-        Training examples.
+    model, source
+        A model as in ``fl.models``, and its training examples.
     test : source, optional
         Evaluated after each epoch: ``loss`` and ``score``.
     lr : float or schedule

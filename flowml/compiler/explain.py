@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dask.utils import format_bytes
 
-from flowml.actions import Aggregate
+from flowml.actions import Aggregate, Evaluate
 from flowml.compiler.check import check
 from flowml.compiler.fuse import Fused, fuse
 from flowml.compiler.gauge import Measured
@@ -114,12 +114,13 @@ def explain(
         for port in (operator.inputs[number],)
         if port.edge.promise is None and not port.edge.until
     )
+    loops = _loops(fused)
     try:
         plan = lower(fused)
     except FlowmlError as refusal:  # it cannot run yet: explained as far as it goes
         stages = _stages(placed, fused, None, None, _refusal(refusal))
         return Explanation(
-            graph.name, replicas, placed.groups, on_hosts, stages, taken, fused.loops(),
+            graph.name, replicas, placed.groups, on_hosts, stages, taken, loops,
             placed.placements, (), (), None, None, None,
             "it can be declared and drawn, but does not run in this release",
         )
@@ -128,7 +129,7 @@ def explain(
     prediction = predict(traffic, edges, probe, len(on_hosts)) if probe else None
     return Explanation(
         graph.name, replicas, placed.groups, on_hosts,
-        _stages(placed, fused, plan, traffic.barriers(), ""), taken, fused.loops(),
+        _stages(placed, fused, plan, traffic.barriers(), ""), taken, loops,
         placed.placements, _trees(plan), edges, traffic.barriers(), traffic.memory(), prediction,
         _verdict(prediction, probe),
     )
@@ -138,6 +139,15 @@ def _refusal(error: FlowmlError) -> str:
     several = getattr(error, "errors", (error,))
     first = f"{len(several)} mistakes, the first: " if len(several) > 1 else ""
     return f"{first}{several[0]}"
+
+
+def _loops(fused: Fused) -> tuple[tuple[str, ...], ...]:
+    """Return the fused groups of a step; evaluations stand beside the steps."""
+    graph = fused.placed.graph
+    return tuple(
+        tuple(n for n in loop if not isinstance(graph.operator(n).action, Evaluate))
+        for loop in fused.loops()
+    )
 
 
 def _by_host(replicas: int, hosts: Sequence[str] | None) -> tuple[tuple[int, ...], ...]:
@@ -185,7 +195,7 @@ def _stages(
         f"{counted(len(graph.operators), 'operator')} and {counted(len(graph.tables), 'table')}, "
         f"scopes {', '.join(scopes)}; {_marked(graph)}",
         f"{counted(placed.replicas, 'replica')}{groups}: " + _placements(placed),
-        " | ".join(" + ".join(loop) for loop in fused.loops()),
+        " | ".join(" + ".join(loop) for loop in _loops(fused)),
     ]
     if plan is None:
         texts += [f"refused: {refusal}", "nothing to emit"]

@@ -59,3 +59,15 @@ def tell_workers(scheduler: Any, messages: dict[str, list[dict[str, Any]]]) -> N
 def statistical_profiler(worker: Any) -> Any:
     """Return the callback that samples a worker's threads every 10 ms, or None."""
     return worker.periodic_callbacks.get("profile")
+
+
+def gather_within(client: Any, futures: Any, seconds: float) -> list[Any] | None:
+    """Return the values of futures, or None if they cannot be had in time or at all."""
+
+    async def fetch() -> list[Any]:
+        return list(await client.gather(futures, asynchronous=True))
+
+    try:
+        return list(client.sync(fetch, callback_timeout=seconds))
+    except Exception:  # whatever it is, the values are not to be had
+        return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -193,11 +194,10 @@ def diverged(spot: Spot, what: str) -> DivergedError:
                          **spot.fields())
 
 
-def all_finite(flat: np.ndarray[Any, Any]) -> bool:
-    """Tell whether a flat array is finite: one dot product unless that overflows."""
-    if flat.dtype.kind not in "fc":
-        return True
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(np.dot(flat, flat)):
-            return True
-    return bool(np.isfinite(flat).all())
+def all_finite(flats: Sequence[np.ndarray[Any, Any]]) -> bool:
+    """Tell whether flat arrays are finite: one dot product each unless that overflows."""
+    for flat in flats:
+        if flat.dtype.kind in "fc" and not isfinite(abs(flat.dot(flat))):
+            if not np.isfinite(flat).all():
+                return False
+    return True

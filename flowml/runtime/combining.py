@@ -22,6 +22,7 @@ from flowml.runtime.domain import (
 )
 from flowml.runtime.inputs import Pattern
 from flowml.runtime.rank import Rank, slice_of
+from flowml.runtime.straight_sum import straight_sum
 from flowml.runtime.values import EMPTY, Value
 from flowml.types import Array
 
@@ -135,16 +136,28 @@ def _combiner(
     targets = [(n, s, b[s]) for n, (b, s) in enumerate(zip(out, parts, strict=True))]
     targets = [t for t in targets if len(t[2])]
     spares = {n: _spares(target) for n, _, target in targets}
+    fixed = reduction.tree and all(m.header is not None and not m.partial for m in members)
+    at_once = [
+        straight_sum(reduction, tree, {m.key: m.buffers()[n][s] for m in members}, target)
+        for n, s, target in (targets if fixed else ())
+    ]
 
     def combine(step: int) -> float | None:
         weights: dict[Any, float] = {m.key: m.weight() for m in members}
-        if not any(weights.values()):
+        present = [m for m in members if weights[m.key]]
+        if not present:
             return 0.0
         with placed_errors(spot_at(rank, operator, step)):
-            for number, part, target in targets:
-                slices = {m.key: m.buffers()[number][part] for m in members}
-                reduce_slices(reduction, tree, slices, weights, target, spares[number]())
-        total = sum(m.examples() for m in members if weights[m.key])
+            if at_once and len(present) == len(members):
+                for add_up in at_once:
+                    add_up(weights)
+            else:
+                for number, part, target in targets:
+                    slices = {m.key: m.buffers()[number][part] for m in members}
+                    reduce_slices(reduction, tree, slices, weights, target, spares[number]())
+        total = 0.0
+        for m in present:
+            total += m.examples()
         return None if total != total else total
 
     return combine

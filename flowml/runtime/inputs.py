@@ -127,8 +127,18 @@ def keep_at_reader(pattern: Pattern, reader: PlanOperator, number: int) -> Calla
 def gather(getters: Sequence[Getter], spot: Callable[[], Spot]) -> tuple[list[Value], float | None]:
     """Return all inputs of an operator and the examples that they stand for."""
     values = [get() for get in getters]
+    found: float | None = None
+    for _, examples in values:
+        if examples is not None and examples != found:
+            if found is not None or examples == 0.0:
+                return values, _agreed(values, spot)
+            found = examples
+    return values, found
+
+
+def _agreed(values: list[Value], spot: Callable[[], Spot]) -> float | None:
     try:
-        return values, agreed_examples(values)
+        return agreed_examples(values)
     except ValueError as error:
         raise _disagreement(spot(), error) from error
 

@@ -424,7 +424,7 @@ def _settled(futures: list[Future], timeout: float = POLL_SECONDS) -> bool:
     """Wait a moment; tell whether all are finished or one has failed."""
     pending = [f for f in futures if f.status == "pending"]
     if pending:
-        with suppress(TimeoutError, CancelledError):
+        with suppress(TimeoutError, CancelledError), pending[0].client.as_current():
             wait(pending, timeout=timeout, return_when="FIRST_COMPLETED")
     return all(f.status != "pending" for f in futures) or any(
         f.status in ("error", "cancelled", "lost") for f in futures)

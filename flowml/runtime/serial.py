@@ -390,7 +390,7 @@ def _written(
         rule = table.rules[operator.name]
         at = At(spot().step, rule.applied, 0, writer, value.examples or 0.0)
         call(spot, rule.apply, table.latest, flat, at, out)
-    if state.order.on_nonfinite == "stop" and not all(all_finite(b) for b in out):
+    if state.order.on_nonfinite == "stop" and not all_finite(out):
         raise diverged(spot(), f"table {operator.writes!r} must stay finite, and this write "
                        "makes it infinite or NaN")
     return out

@@ -61,9 +61,10 @@ class RuleState:
             Slices as long as ``parts`` for an elementwise rule, whole buffers otherwise.
         """
         if self.rule.elementwise:
+            change = self.rule.step
             for p, u, state, o in zip(params, update, self.states, out, strict=True):
-                if len(p):
-                    self.rule.step(p, u, state, at, o)
+                if p.size:
+                    change(p, u, state, at, o)
         else:
             views = self.layout.leaf_views
             self.rule.step(views(params), views(update), self.states, at, views(out))

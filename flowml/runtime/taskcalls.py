@@ -12,14 +12,17 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+import cloudpickle
 import numpy as np
 
 from flowml.actions import Load, Update
+from flowml.data.blocks import evaluation_blocks
 from flowml.data.rows import Rows
 from flowml.data.share import BatchOrder, deal_indices
 from flowml.data.shelf import Shelf
-from flowml.data.source import Partition
+from flowml.data.source import Partition, count_rows
 from flowml.layout import layout_of
 from flowml.plan import Firing, Plan
 from flowml.runtime.calls import Spot
@@ -27,6 +30,7 @@ from flowml.runtime.evaluation import evaluate_source
 from flowml.runtime.feeding import seeds
 from flowml.runtime.outcome import Order
 from flowml.runtime.serial import SerialState, flatten, operate
+from flowml.runtime.shipping import ship, ship_plan
 from flowml.runtime.tablestate import RuleState, TableInstance, make_instance, whole
 from flowml.runtime.tasksetting import on_worker
 from flowml.runtime.taskvalues import (
@@ -66,14 +70,42 @@ class Shipment:
     def __dask_tokenize__(self) -> tuple[str, str]:
         return ("flowml", self.token)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        shipped = ship_plan((self.plan, self.order, self.token), self.plan)
+        return _opened, (shipped,)
+
+
+def _opened(shipped: bytes) -> Shipment:
+    return Shipment(*cloudpickle.loads(shipped))
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A partition that travels with the user's functions by value."""
+
+    partition: Partition
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpacked, (ship(self.partition, self.partition),)
+
+
+def _unpacked(shipped: bytes) -> Shipped:
+    return Shipped(cloudpickle.loads(shipped))
+
 
 # --- data -------------------------------------------------------------------------------------
 
 
-def read_partition(partition: Partition, rows: int) -> Rows:
+def count_partition(shipped: Shipped) -> int:
+    """Count the rows of a partition where they are not known."""
+    with on_worker():
+        return count_rows(shipped.partition)
+
+
+def read_partition(shipped: Shipped, rows: int) -> Rows:
     """Read one partition, which must have ``rows`` rows."""
     with on_worker():
-        shelf = Shelf([partition], [rows], prefetch=False, resident_bytes=0)
+        shelf = Shelf([shipped.partition], [rows], prefetch=False, resident_bytes=0)
         return shelf.rows(0, lambda: 0)
 
 
@@ -86,12 +118,11 @@ def own_share(shipment: Shipment, name: str, rank: int) -> Rows:
     return rows.take(deal_indices(len(rows), shipment.plan.replicas, seed=entropy)[rank])
 
 
-def own_partition(shipment: Shipment, name: str, number: int) -> Partition:
+def own_partition(shipment: Shipment, name: str, number: int) -> Shipped:
     """Return one partition of a source, not read yet (standalone graphs)."""
     action = shipment.plan.operator(name).action
     assert isinstance(action, Load)
-    found: Partition = action.source.partitions()[number]
-    return found
+    return Shipped(action.source.partitions()[number])
 
 
 def load_batch(order: BatchOrder, step: int, steps_per_epoch: int, *parts: Rows) -> Between:
@@ -155,8 +186,8 @@ def run_until(shipment: Shipment, name: str, step: int, instance: int, value: Be
 
 
 def combine(
-    shipment: Shipment, name: str, step: int, instance: int, values: list[Between],
-    weights: list[Between],
+    shipment: Shipment, name: str, step: int, instance: int, values: Sequence[Between],
+    weights: Sequence[Between] = (),
 ) -> Value | Flat:
     """Run an aggregate that is no sum along a tree: it needs all contributions at once."""
     with on_worker(shipment.plan.blas_threads):
@@ -284,12 +315,12 @@ def take_kept(keep: str, before: Kept | None, between: Between | None) -> Value:
 
 def evaluate_table(
     shipment: Shipment, name: str, step: int, table: Flat | TableState,
-    blocks: list[Rows | Partition],
+    pieces: list[Rows | Shipped],
 ) -> dict[str, float]:
-    """Return the metrics of a table over a whole source."""
+    """Return the metrics of a table over a whole source, given piece by piece."""
     with on_worker(shipment.plan.blas_threads):
-        rows = [b if isinstance(b, Rows) else b.read() for b in blocks]
-        return evaluate_source(shipment.plan.operator(name), table_value(table), step, rows)
+        blocks = evaluation_blocks(p if isinstance(p, Rows) else p.partition for p in pieces)
+        return evaluate_source(shipment.plan.operator(name), table_value(table), step, blocks)
 
 
 def _state(shipment: Shipment) -> SerialState:

@@ -7,17 +7,18 @@ that its pages show operators.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 
-from dask.task_spec import GraphNode
+from dask.task_spec import GraphNode, Task, TaskRef
 from dask.typing import Key
 
-from flowml.actions import Aggregate
+from flowml.actions import Aggregate, Update
 from flowml.plan import Firing, Plan
 from flowml.runtime.feeding import Feed
+from flowml.runtime.taskcalls import make_table, show
 
 Tasks = dict[Key, GraphNode]
 
@@ -164,11 +165,44 @@ class Course:
         }
 
 
-def _heads(named: object, suffix: str) -> dict[str, str]:
+    def splits(self, table: str) -> bool:
+        """Tell whether readers get a table without the state of its rules.
+
+        It costs a task a write, and saves sending that state to the workers of other ranks.
+        """
+        found = self.plan.table(table)
+        writes = (self.plan.operator(name).action for name in found.writes)
+        shared = self.plan.instances(found.scope) < self.plan.replicas
+        return shared and any(isinstance(action, Update) for action in writes)
+
+
+def shipment_key(suffix: str) -> Key:
+    """Return the key of what the tasks of a run read of it."""
+    return (f"flowml:table-plan.{suffix}", -1, 0)
+
+
+def table_tasks(course: Course) -> tuple[Tasks, Carry]:
+    """Return tasks that make the tables, and the carry with which a run begins."""
+    tasks: Tasks = {}
+    tables = {}
+    for table in course.plan.tables:
+        head, split = course.table_heads[table.name], course.splits(table.name)
+        for instance in range(course.plan.instances(table.scope)):
+            key = (head, 0, instance)
+            tasks[key] = Task(key, make_table, TaskRef(course.shipment), table.name, instance)
+            shown: Key = key
+            if split:
+                shown = (head, 0, instance, "read")
+                tasks[shown] = Task(shown, show, TaskRef(key))
+            tables[table.name, instance] = TableKeys(key, shown)
+    return tasks, Carry(tables)
+
+
+def _heads(named: Iterable[tuple[str, str]], suffix: str) -> dict[str, str]:
     """Name each operator; a hyphen would move part of the name into Dask's prefix."""
     out: dict[str, str] = {}
     taken: set[str] = set()
-    for kind, name in named:  # type: ignore[attr-defined]
+    for kind, name in named:
         plain = name.replace("-", "_")
         while (kind, plain) in taken:
             plain += "_"

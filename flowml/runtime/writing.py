@@ -36,22 +36,23 @@ def write_body(pattern: Pattern, operator: PlanOperator) -> Act:
     before = pattern.writes_before(operator, including=False)
     apply = _application(rank, operator, table.rules.get(operator.name))
     number, enter, checks = rank.index[operator.name], rank.enter, rank.order.on_nonfinite == "stop"
-    sources = _blamed(pattern, operator)
-    region = out_regions(rank, operator)[0]
+    sources, region = _blamed(pattern, operator), out_regions(rank, operator)[0]
+    mine = [tuple(b[s] for b, s in zip(v, parts, strict=True)) for v in table.versions]
+    count = len(mine)
 
     def act(step: int) -> None:
         enter(number, step)
-        old = tuple(b[s] for b, s in zip(table.buffers(before), parts, strict=True))
-        new = tuple(b[s] for b, s in zip(table.buffers(before + 1), parts, strict=True))
+        at = table.now + before
+        old, new = mine[at % count], mine[(at + 1) % count]
         current = old
         for writer, examples, slices in contributions(step):
             with placed_errors(spot_at(rank, operator, step)):
-                apply(At(step, 0, 0, writer, examples), current, slices, new)
+                apply(step, writer, examples, current, slices, new)
             current = new
         if current is old:
             for source, target in zip(old, new, strict=True):
                 target[...] = source
-        elif checks and not all(all_finite(b) for b in new):
+        elif checks and not all_finite(new):
             raise not_finite(rank, operator, step, sources())
         if region is not None:
             region.put(table.value(before + 1).content, None)
@@ -59,23 +60,29 @@ def write_body(pattern: Pattern, operator: PlanOperator) -> Act:
     return act
 
 
-def _application(
-    rank: Rank, operator: PlanOperator, rule: RuleState | None
-) -> Callable[[At, tuple[Array, ...], tuple[Array, ...], tuple[Array, ...]], None]:
+Apply = Callable[
+    [int, int, float, tuple[Array, ...], tuple[Array, ...], tuple[Array, ...]], None
+]
+"""(step, writer, examples, old, update, new)."""
+
+
+def _application(rank: Rank, operator: PlanOperator, rule: RuleState | None) -> Apply:
     if rule is None:
         return _assign
     state = rule
 
     def apply(
-        at: At, old: tuple[Array, ...], update: tuple[Array, ...], new: tuple[Array, ...]
+        step: int, writer: int, examples: float, old: tuple[Array, ...],
+        update: tuple[Array, ...], new: tuple[Array, ...],
     ) -> None:
-        state.apply(old, update, At(at.step, state.applied, 0, at.writer, at.examples), new)
+        state.apply(old, update, At(step, state.applied, 0, writer, examples), new)
 
     return apply
 
 
 def _assign(
-    at: At, old: tuple[Array, ...], value: tuple[Array, ...], new: tuple[Array, ...]
+    step: int, writer: int, examples: float, old: tuple[Array, ...], value: tuple[Array, ...],
+    new: tuple[Array, ...],
 ) -> None:
     for source, target in zip(value, new, strict=True):
         target[...] = source
@@ -166,7 +173,7 @@ def not_finite(
 ) -> FlowmlError:
     """Return the error for a write that would make a table infinite or NaN."""
     for name, member in sources:
-        if not member.partial and member.weight() and not all(map(all_finite, member.buffers())):
+        if not member.partial and member.weight() and not all_finite(member.buffers()):
             source = rank.plan.operator(name) if name in rank.index else operator
             first = rank.plan.ranks_of(source.scope, int(str(member.key)))[0]
             return diverged(Spot(source, first, step, rank.worker),

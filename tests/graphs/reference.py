@@ -5,6 +5,8 @@ Only the order of the data comes from flowml (which rows, and when); no number i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,11 @@ def examples(rows: int = ROWS, seed: int = 7) -> tuple[Array, Array]:
 def dealt(rows: int, replicas: int, seed: int = 0) -> list[Array]:
     """Return the rows of each replica's share of arrays in memory."""
     return deal_indices(rows, replicas, seed=(seed, 0, random_seed("load")))
+
+
+def in_parts(sizes: Sequence[int]) -> list[Array]:
+    """Return rows 0, 1, ... cut in runs of these sizes, one a replica."""
+    return [np.arange(a, b) for a, b in pairwise(np.cumsum((0, *sizes)))]
 
 
 def batches(

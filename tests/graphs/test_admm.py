@@ -6,7 +6,7 @@ from scipy.sparse import csr_array
 
 import flowml as fl
 from graphs import admm
-from tests.graphs.reference import REPLICAS, STEPS, assert_close, dealt
+from tests.graphs.reference import REPLICAS, STEPS, assert_close, dealt, in_parts
 
 FEATURES = 6
 RNG = np.random.default_rng(11)
@@ -84,8 +84,7 @@ def test_lasso_meets_the_conditions_of_its_optimum(replicas):
 
 @pytest.mark.parametrize("sizes", [(40, 1, 20), (30, 0, 31)])
 def test_unequal_and_empty_shares(sizes):
-    cuts = np.cumsum((0, *sizes))
-    shares = [np.arange(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    shares = in_parts(sizes)
     source = fl.data.parts([(A[s], B[s]) for s in shares])
     run = admm.build(source, rho=5.0, l1=3.0, tol=0.0).run(steps=7, replicas=3, executor="serial")
     _, _, z = loop([s for s in shares if len(s)], 7, 5.0, 3.0, 0.0)

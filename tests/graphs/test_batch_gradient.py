@@ -14,6 +14,7 @@ from tests.graphs.reference import (
     STEPS,
     assert_close,
     examples,
+    in_parts,
     softmax_gradient,
     zeros,
 )
@@ -56,8 +57,7 @@ def test_twenty_steps_whatever_the_number_of_replicas(replicas, momentum):
 
 @pytest.mark.parametrize("sizes", [(40, 1, 20), (9, 0, 4, 48), (61, 0)])
 def test_unequal_and_empty_shares(sizes):
-    cuts = np.cumsum((0, *sizes))
-    parts = [(X[a:b], Y[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [(X[rows], Y[rows]) for rows in in_parts(sizes)]
     graph = batch_gradient.build(MODEL, fl.data.parts(parts), lr=0.5)
     run = graph.run(steps=7, replicas=len(sizes), executor="serial")
     assert_close(run.tables["w"], loop(7, 0.5, 0.9))

@@ -14,6 +14,7 @@ from tests.graphs.reference import (
     batches,
     dealt,
     examples,
+    in_parts,
     local_step,
     zeros,
 )
@@ -52,8 +53,7 @@ def test_equals_a_plain_loop(replicas, steps, period):
 @pytest.mark.parametrize("sizes", [(40, 1, 20), (9, 0, 4, 48), (50, 11)])
 @pytest.mark.parametrize("period", [1, 2, 5])
 def test_a_model_that_saw_no_example_in_a_round_weighs_nothing(sizes, period):
-    cuts = np.cumsum((0, *sizes))
-    shares = [np.arange(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    shares = in_parts(sizes)
     source = fl.data.parts([(X[rows], Y[rows]) for rows in shares])
     graph = model_averaging.build(MODEL, source, lr=0.3, batch_size=10, period=period)
     run = graph.run(steps=10, replicas=len(sizes), executor="serial")

@@ -16,6 +16,7 @@ from tests.graphs.reference import (
     batches,
     dealt,
     examples,
+    in_parts,
     mean_gradient,
     zeros,
 )
@@ -57,11 +58,6 @@ def test_a_schedule_is_given_the_step(replicas):
 
 # Shares of 3 replicas and more: unequal ones, some smaller than a batch, and empty ones.
 PARTS = {2: (31, 30), 3: (40, 1, 20), 4: (9, 0, 4, 48), 5: (20, 3, 0, 37, 1)}
-
-
-def in_parts(sizes):
-    cuts = np.cumsum((0, *sizes))
-    return [np.arange(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
 
 
 @pytest.mark.parametrize("sizes", PARTS.values())
@@ -114,7 +110,9 @@ def test_fashion_mnist(flowml_data: Path, seed: int):
     folder = flowml_data / "fashion-mnist"
     train, test = (
         fl.data.idx(
-            folder / f"{part}-images-idx3-ubyte.gz", folder / f"{part}-labels-idx1-ubyte.gz", 1 / 255
+            folder / f"{part}-images-idx3-ubyte.gz",
+            folder / f"{part}-labels-idx1-ubyte.gz",
+            scale=1 / 255,
         )
         for part in ("train", "t10k")
     )

@@ -1,0 +1,216 @@
+"""Data on workers for the ``tasks`` executor: every share is a key that load tasks refer to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dask.typing import Key
+from distributed import Client, Future
+
+from flowml.actions import Evaluate, Load
+from flowml.data.dask_collections import DaskSource
+from flowml.data.memory import MemoryPartition
+from flowml.data.rows import Rows
+from flowml.data.source import Partition, Source
+from flowml.events import Loaded
+from flowml.plan import Plan, PlanOperator
+from flowml.runtime.feeding import Feed, dealt_shares, loads, make_feed, partition_ids
+from flowml.runtime.outcome import Order
+from flowml.runtime.taskcalls import Shipped, count_partition
+from flowml.runtime.taskwindow import Course, RankShare
+
+Settle = Callable[[Sequence[Future]], None]
+"""Waits for futures and raises what went wrong with the first that failed."""
+
+
+@dataclass
+class Placing:
+    """Brings data to workers and keeps the futures.
+
+    Attributes
+    ----------
+    workers : tuple of str
+        Address by rank.
+    settle : callable
+    futures : dict of Key to Future
+        What has to stay as long as the run.
+    """
+
+    client: Client
+    workers: tuple[str, ...]
+    settle: Settle
+    futures: dict[Key, Future] = field(default_factory=dict)
+
+    def put(self, values: dict[Key, Any], workers: Sequence[str]) -> None:
+        """Send values to each of some workers."""
+        if values:
+            self.futures |= self.client.scatter(
+                values, workers=list(workers), broadcast=len(workers) > 1
+            )
+
+    def feed(self, plan: Plan, order: Order, heads: dict[str, str]) -> tuple[
+        dict[str, Feed], dict[str, tuple[RankShare, ...]]
+    ]:
+        """Bring the data of every load to the workers of its ranks.
+
+        Returns
+        -------
+        feeds, shares
+            The order of batches, and the keys of the data, by load operator.
+
+        Raises
+        ------
+        DataError
+            If there is no row, or a source cannot be read.
+        """
+        feeds, shares = {}, {}
+        for operator in loads(plan):
+            action = operator.action
+            assert isinstance(action, Load)
+            head = heads[operator.name]
+            if action.source.dealt:
+                feed, parts, read = self._deal(operator, order, head)
+            else:
+                feed, parts, read = self._share_out(operator, order, head)
+            feeds[operator.name] = feed
+            shares[operator.name] = self._orders(feed, parts, read, head)
+            rows = sum(o.share.rows for o in feed.orders)
+            order.tell(Loaded(operator.name, sum(map(len, parts)), rows))
+        return feeds, shares
+
+    def _orders(
+        self, feed: Feed, parts: list[list[Key]], read: bool, head: str
+    ) -> tuple[RankShare, ...]:
+        shares = []
+        for rank, (order, keys) in enumerate(zip(feed.orders, parts, strict=True)):
+            key = (head, -2, rank)
+            self.put({key: order}, [self.workers[rank]])
+            shares.append(RankShare(key, tuple(keys), read))
+        return tuple(shares)
+
+    def _deal(
+        self, operator: PlanOperator, order: Order, head: str
+    ) -> tuple[Feed, list[list[Key]], bool]:
+        ranks = range(len(self.workers))
+        shares = dealt_shares(operator, len(self.workers), order.seed)
+        keys: list[Key] = [(head, -2, rank, "share") for rank in ranks]
+        for key, share, worker in zip(keys, shares, self.workers, strict=True):
+            self.put({key: share}, [worker])
+        counts = [[len(share)] for share in shares]
+        return make_feed(operator, counts, [[r] for r in ranks], order.seed), [[k] for k in keys], False
+
+    def _share_out(
+        self, operator: PlanOperator, order: Order, head: str
+    ) -> tuple[Feed, list[list[Key]], bool]:
+        """Share partitions out; p belongs to replica p mod K."""
+        action = operator.action
+        assert isinstance(action, Load)
+        pieces = Pieces(action.source)
+        ids = partition_ids(len(pieces), len(self.workers))
+        keys = [self._pieces(pieces, mine, head, rank, [self.workers[rank]])
+                for rank, mine in enumerate(ids)]
+        counts = self._counts(pieces, ids, keys, head)
+        return make_feed(operator, counts, ids, order.seed), keys, pieces.read
+
+    def _pieces(
+        self, pieces: Pieces, mine: Sequence[int], head: str, rank: int, workers: Sequence[str]
+    ) -> list[Key]:
+        keys: list[Key] = [(head, -2, rank, number) for number in mine]
+        if isinstance(pieces.source, DaskSource):
+            for key, number in zip(keys, mine, strict=True):
+                self.futures[key] = self._assembled(pieces, number, key, workers)
+        else:
+            self.put({k: pieces.value(n) for k, n in zip(keys, mine, strict=True)}, workers)
+        return keys
+
+    def _assembled(
+        self, pieces: Pieces, number: int, key: Key, workers: Sequence[str]
+    ) -> Future:
+        """Compute the blocks of a Dask collection where they are needed, as rows."""
+        blocks = self.client.compute(
+            list(pieces.delayed[number]), workers=list(workers), allow_other_workers=True
+        )
+        return self.client.submit(
+            pieces.source.assemble, *blocks, key=key, workers=list(workers), pure=False
+        )
+
+    def _counts(
+        self, pieces: Pieces, ids: list[tuple[int, ...]], keys: list[list[Key]], head: str
+    ) -> list[list[int]]:
+        """Count rows on the workers where a source does not know them."""
+        counting: dict[int, Future] = {}
+        for rank, mine in enumerate(ids):
+            for number, key in zip(mine, keys[rank], strict=True):
+                if pieces.rows[number] is None:
+                    counting[number] = self.client.submit(
+                        count_partition if pieces.read else len, self.futures[key],
+                        key=(head, -3, rank, number), workers=[self.workers[rank]], pure=False,
+                    )
+        self.settle(list(counting.values()))
+        found = dict(zip(counting, self.client.gather(list(counting.values())), strict=True))
+        return [[int(found.get(n, pieces.rows[n])) for n in mine] for mine in ids]
+
+    def evaluation(self, operator: PlanOperator, head: str, worker: str) -> list[Key]:
+        """Bring the source of an evaluation to one worker; return the keys of its pieces."""
+        action = operator.action
+        assert isinstance(action, Evaluate)
+        if action.source.dealt:
+            key = (head, -2, 0, 0)
+            if key not in self.futures:
+                self.put({key: action.source.rows()}, [worker])
+            return [key]
+        pieces = Pieces(action.source)
+        if not len(pieces) or (head, -2, 0, 0) in self.futures:
+            return [(head, -2, 0, number) for number in range(len(pieces))]
+        return self._pieces(pieces, range(len(pieces)), head, 0, [worker])
+
+
+@dataclass
+class Pieces:
+    """The partitions of a source, whichever form they have.
+
+    Attributes
+    ----------
+    rows : list of (int or None)
+        Rows of each partition, where they are known.
+    read : bool
+        Partitions have to be read by tasks; otherwise they reach workers as rows.
+    """
+
+    source: Any
+    rows: list[int | None] = field(init=False)
+    read: bool = field(init=False)
+    delayed: list[tuple[Any, ...]] = field(init=False, default_factory=list)
+    partitions: tuple[Partition, ...] = field(init=False, default=())
+
+    def __post_init__(self) -> None:
+        """Look at the source."""
+        source: Source = self.source
+        if isinstance(source, DaskSource):
+            self.delayed, self.rows, self.read = source.delayed_partitions(), [], False
+            self.rows = list(source.counts)
+            return
+        self.partitions = source.partitions()
+        self.rows = [p.rows for p in self.partitions]
+        self.read = not all(isinstance(p, MemoryPartition) for p in self.partitions)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def value(self, number: int) -> Rows | Shipped:
+        """Return what goes to a worker: rows in memory, or the partition to read there."""
+        partition = self.partitions[number]
+        if not self.read and isinstance(partition, MemoryPartition):
+            return partition.held
+        return Shipped(partition)
+
+
+def open_course(
+    plan: Plan, order: Order, placing: Placing, shipment: Key, suffix: str
+) -> Course:
+    """Bring the data to the workers and return what all windows of the run share."""
+    heads = Course(plan, {}, {}, shipment, suffix).heads
+    feeds, shares = placing.feed(plan, order, heads)
+    return Course(plan, feeds, shares, shipment, suffix)
