@@ -8,6 +8,7 @@ from typing import Any
 
 from flowml import configuration
 from flowml.actions import Load
+from flowml.compiler.emit import emit
 from flowml.compiler.place import Groups
 from flowml.compiler.stages import compile_graph
 from flowml.errors import PlanError
@@ -20,6 +21,7 @@ from flowml.runtime.outcome import Order, Outcome
 from flowml.runtime.probe import probe
 from flowml.runtime.resident import Resident
 from flowml.runtime.shipping import check_ships
+from flowml.runtime.tasks import run_tasks
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ def run_on_cluster(asked: Asked, should_stop: Callable[[], bool]) -> Outcome:
             asked.graph, len(workers), asked.groups, hosts=[w.host for w in workers],
             blas_threads=asked.blas_threads,
         )
+        if asked.executor == "tasks":
+            addresses = [w.address for w in workers]
+            return run_tasks(
+                plan, asked.order, found.client, emit, should_stop, workers=addresses
+            )
         resident = Resident(
             plan, asked.order, found.client, workers, str(configuration.read("transport")),
             float(configuration.read("window")), int(configuration.read("windows-ahead")),

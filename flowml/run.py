@@ -12,6 +12,7 @@ from dask.utils import parse_timedelta
 
 from flowml import configuration
 from flowml.collect import closest, collect
+from flowml.compiled import CompiledPlan
 from flowml.compiler.check import check
 from flowml.compiler.explain import Explanation, explain
 from flowml.compiler.gauge import measure, usable_cores
@@ -210,9 +211,9 @@ class Graph:
         asked = Asked(self.logical, replicas, groups, threads, name, cluster, order)
         return Run(self.logical, lambda stop: run_on_cluster(asked, stop))
 
-    def plan(self, replicas: int, groups: Groups = None) -> Plan:
-        """Return the physical plan for a number of replicas."""
-        return compile_graph(self.logical, replicas, groups)
+    def plan(self, replicas: int, groups: Groups = None) -> CompiledPlan:
+        """Return the physical plan for a number of replicas; see :class:`CompiledPlan`."""
+        return CompiledPlan(compile_graph(self.logical, replicas, groups))
 
     def explain(
         self, replicas: int = 2, groups: Groups = None, cluster: Any = None

@@ -11,13 +11,13 @@ function of the user: each refers to the one key that does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from dask.task_spec import GraphNode, List, Task, TaskRef
+from dask.task_spec import List, Task, TaskRef
 from dask.typing import Key
 
-from flowml.actions import REPLICA, Aggregate, Assign, Load, Until, Update
+from flowml.actions import Aggregate, Assign, Load, Until, Update
 from flowml.plan import PlanOperator, PlanPort, loss_operator
 from flowml.reductions import Tree
 from flowml.runtime import taskcalls
@@ -147,7 +147,7 @@ class _Unrolling:
         if _newest_is_enough(operator, port):
             kept = self._kept.pop(at, None)
             newest = kept if arriving is None else arriving
-            assert newest is not None
+            assert newest is not None  # an edge delivers only what was made
             return newest
         name = self._key(operator, step, source, "take", reader.name, number)
         value = None if arriving is None else TaskRef(arriving)
@@ -277,7 +277,8 @@ class _Unrolling:
         record = (self._record_head, stop, 0, "record")
         places = tuple((step - start, rank) for step, rank, _ in self._losses)
         self._add(record, taskcalls.record, stop - start, self._plan.replicas, places,
-                  List(*(TaskRef(key) for _, _, key in self._losses)), List(*map(TaskRef, self._ends)))
+                  List(*(TaskRef(key) for _, _, key in self._losses)),
+                  List(*map(TaskRef, self._ends)))
         self._losses, self._ends = [], []
         tables = {at: keys.shown for at, keys in self._current.items()}
         return Mark(start, stop, record, tables, tuple(sorted({at[0] for at in self._kept})))

@@ -107,9 +107,10 @@ def _share(
         key = (head, -2, rank, "share")
         tasks[key] = Task(key, taskcalls.own_share, shipment, operator.name, rank)
         return RankShare(order, (key,), read=False)
-    parts = []
+    parts: list[Key] = []
     for number in feed.orders[rank].share.ids:
-        key = (head, -2, rank, number)
-        tasks[key] = Task(key, taskcalls.own_partition, shipment, operator.name, number)
-        parts.append(key)
+        parts.append((head, -2, rank, number))
+        tasks[parts[-1]] = Task(
+            parts[-1], taskcalls.own_partition, shipment, operator.name, number
+        )
     return RankShare(order, tuple(parts), read=True)

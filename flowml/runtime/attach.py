@@ -145,7 +145,7 @@ def embedded_cluster(processes: int) -> Iterator[LocalCluster]:
         cluster = LocalCluster(
             n_workers=processes, threads_per_worker=1, processes=True, host="127.0.0.1",
             dashboard_address=f"127.0.0.1:{_dashboard_port()}",
-            worker_dashboard_address=None, silence_logs=logging.ERROR,
+            worker_dashboard_address="127.0.0.1:0", silence_logs=logging.ERROR,
         )
     with cluster:
         yield cluster

@@ -113,7 +113,7 @@ def own_share(shipment: Shipment, name: str, rank: int) -> Rows:
     """Return what one rank is dealt of a source that is in memory (standalone graphs)."""
     operator = shipment.plan.operator(name)
     assert isinstance(operator.action, Load)
-    rows = operator.action.source.rows()
+    rows: Rows = operator.action.source.rows()
     entropy = seeds(operator, shipment.order.seed)
     return rows.take(deal_indices(len(rows), shipment.plan.replicas, seed=entropy)[rank])
 
@@ -284,15 +284,14 @@ def _frozen(table: TableInstance) -> TableState:
     return TableState(table.layout, table.latest, rules)
 
 
-def show(state: TableState) -> Flat:
+def show(table: Flat | TableState) -> Flat:
     """Return a table's parameters without the state of its rules, which need not travel."""
-    return state.shown()
+    return table.shown() if isinstance(table, TableState) else table
 
 
-def table_value(flat: Flat | TableState) -> Pytree:
-    """Return a table as a pytree."""
-    shown = flat.shown() if isinstance(flat, TableState) else flat
-    return shown.tree()
+def table_value(table: Flat | TableState) -> Pytree:
+    """Return a table as a pytree of read-only views."""
+    return show(table).tree()
 
 
 # --- edges with a period, evaluations ---------------------------------------------------------

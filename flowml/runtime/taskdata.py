@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dask.typing import Key
-from distributed import Client, Future
 
 from flowml.actions import Evaluate, Load
 from flowml.data.dask_collections import DaskSource
@@ -19,36 +18,22 @@ from flowml.plan import Plan, PlanOperator
 from flowml.runtime.feeding import Feed, dealt_shares, loads, make_feed, partition_ids
 from flowml.runtime.outcome import Order
 from flowml.runtime.taskcalls import Shipped, count_partition
-from flowml.runtime.taskwindow import Course, RankShare
-
-Settle = Callable[[Sequence[Future]], None]
-"""Waits for futures and raises what went wrong with the first that failed."""
+from flowml.runtime.taskcluster import TaskCluster
+from flowml.runtime.taskwindow import DaskFuture, RankShare
 
 
 @dataclass
 class Placing:
-    """Brings data to workers and keeps the futures.
+    """Brings data to workers; the cluster keeps them.
 
     Attributes
     ----------
     workers : tuple of str
         Address by rank.
-    settle : callable
-    futures : dict of Key to Future
-        What has to stay as long as the run.
     """
 
-    client: Client
+    cluster: TaskCluster
     workers: tuple[str, ...]
-    settle: Settle
-    futures: dict[Key, Future] = field(default_factory=dict)
-
-    def put(self, values: dict[Key, Any], workers: Sequence[str]) -> None:
-        """Send values to each of some workers."""
-        if values:
-            self.futures |= self.client.scatter(
-                values, workers=list(workers), broadcast=len(workers) > 1
-            )
 
     def feed(self, plan: Plan, order: Order, heads: dict[str, str]) -> tuple[
         dict[str, Feed], dict[str, tuple[RankShare, ...]]
@@ -86,7 +71,7 @@ class Placing:
         shares = []
         for rank, (order, keys) in enumerate(zip(feed.orders, parts, strict=True)):
             key = (head, -2, rank)
-            self.put({key: order}, [self.workers[rank]])
+            self.cluster.put({key: order}, [self.workers[rank]])
             shares.append(RankShare(key, tuple(keys), read))
         return tuple(shares)
 
@@ -97,9 +82,10 @@ class Placing:
         shares = dealt_shares(operator, len(self.workers), order.seed)
         keys: list[Key] = [(head, -2, rank, "share") for rank in ranks]
         for key, share, worker in zip(keys, shares, self.workers, strict=True):
-            self.put({key: share}, [worker])
+            self.cluster.put({key: share}, [worker])
         counts = [[len(share)] for share in shares]
-        return make_feed(operator, counts, [[r] for r in ranks], order.seed), [[k] for k in keys], False
+        feed = make_feed(operator, counts, [[rank] for rank in ranks], order.seed)
+        return feed, [[key] for key in keys], False
 
     def _share_out(
         self, operator: PlanOperator, order: Order, head: str
@@ -120,19 +106,19 @@ class Placing:
         keys: list[Key] = [(head, -2, rank, number) for number in mine]
         if isinstance(pieces.source, DaskSource):
             for key, number in zip(keys, mine, strict=True):
-                self.futures[key] = self._assembled(pieces, number, key, workers)
+                self.cluster.futures[key] = self._assembled(pieces, number, key, workers)
         else:
-            self.put({k: pieces.value(n) for k, n in zip(keys, mine, strict=True)}, workers)
+            self.cluster.put({k: pieces.value(n) for k, n in zip(keys, mine, strict=True)}, workers)
         return keys
 
     def _assembled(
         self, pieces: Pieces, number: int, key: Key, workers: Sequence[str]
-    ) -> Future:
+    ) -> DaskFuture:
         """Compute the blocks of a Dask collection where they are needed, as rows."""
-        blocks = self.client.compute(
+        blocks = self.cluster.client.compute(
             list(pieces.delayed[number]), workers=list(workers), allow_other_workers=True
         )
-        return self.client.submit(
+        return self.cluster.client.submit(
             pieces.source.assemble, *blocks, key=key, workers=list(workers), pure=False
         )
 
@@ -140,17 +126,20 @@ class Placing:
         self, pieces: Pieces, ids: list[tuple[int, ...]], keys: list[list[Key]], head: str
     ) -> list[list[int]]:
         """Count rows on the workers where a source does not know them."""
-        counting: dict[int, Future] = {}
+        counting: dict[int, DaskFuture] = {}
         for rank, mine in enumerate(ids):
             for number, key in zip(mine, keys[rank], strict=True):
                 if pieces.rows[number] is None:
-                    counting[number] = self.client.submit(
-                        count_partition if pieces.read else len, self.futures[key],
+                    counting[number] = self.cluster.client.submit(
+                        count_partition if pieces.read else len, self.cluster.futures[key],
                         key=(head, -3, rank, number), workers=[self.workers[rank]], pure=False,
                     )
-        self.settle(list(counting.values()))
-        found = dict(zip(counting, self.client.gather(list(counting.values())), strict=True))
-        return [[int(found.get(n, pieces.rows[n])) for n in mine] for mine in ids]
+        self.cluster.lookout.settle(list(counting.values()))
+        found = list(pieces.rows)
+        counted = self.cluster.client.gather(list(counting.values()))
+        for number, rows in zip(counting, counted, strict=True):
+            found[number] = rows
+        return [[found[number] or 0 for number in mine] for mine in ids]
 
     def evaluation(self, operator: PlanOperator, head: str, worker: str) -> list[Key]:
         """Bring the source of an evaluation to one worker; return the keys of its pieces."""
@@ -158,11 +147,11 @@ class Placing:
         assert isinstance(action, Evaluate)
         if action.source.dealt:
             key = (head, -2, 0, 0)
-            if key not in self.futures:
-                self.put({key: action.source.rows()}, [worker])
+            if key not in self.cluster.futures:
+                self.cluster.put({key: action.source.rows()}, [worker])
             return [key]
         pieces = Pieces(action.source)
-        if not len(pieces) or (head, -2, 0, 0) in self.futures:
+        if not len(pieces) or (head, -2, 0, 0) in self.cluster.futures:
             return [(head, -2, 0, number) for number in range(len(pieces))]
         return self._pieces(pieces, range(len(pieces)), head, 0, [worker])
 
@@ -205,12 +194,3 @@ class Pieces:
         if not self.read and isinstance(partition, MemoryPartition):
             return partition.held
         return Shipped(partition)
-
-
-def open_course(
-    plan: Plan, order: Order, placing: Placing, shipment: Key, suffix: str
-) -> Course:
-    """Bring the data to the workers and return what all windows of the run share."""
-    heads = Course(plan, {}, {}, shipment, suffix).heads
-    feeds, shares = placing.feed(plan, order, heads)
-    return Course(plan, feeds, shares, shipment, suffix)

@@ -13,11 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from distributed import Client, Future, KilledWorker, wait
+from distributed import KilledWorker, wait
 
 from flowml.errors import FlowmlError, OperatorError, StalledError, WorkerLostError
 from flowml.plan import Plan
 from flowml.runtime.outcome import Order
+from flowml.runtime.taskwindow import DaskClient, DaskFuture
 
 FIRST_SLICE_SECONDS = 0.1
 SLICE_SECONDS = 1.0
@@ -40,7 +41,7 @@ class Lookout:
         Committed steps, for messages.
     """
 
-    client: Client
+    client: DaskClient
     plan: Plan
     order: Order
     workers: tuple[str, ...]
@@ -50,7 +51,7 @@ class Lookout:
     _moved: float = 0.0
     _running: dict[Any, float] = field(default_factory=dict)
 
-    def wait(self, futures: Iterable[Future]) -> None:
+    def wait(self, futures: Iterable[DaskFuture]) -> None:
         """Wait until all tasks have ended, or one failed and the others had a second.
 
         Raises
@@ -70,7 +71,7 @@ class Lookout:
             self.look()
             seconds = min(2 * seconds, SLICE_SECONDS)
 
-    def settle(self, futures: Iterable[Future]) -> None:
+    def settle(self, futures: Iterable[DaskFuture]) -> None:
         """Wait for tasks; raise the first cause where any failed."""
         waited = list(futures)
         self.wait(waited)
@@ -78,7 +79,7 @@ class Lookout:
         if error is not None:
             raise error
 
-    def error(self, futures: Sequence[Future]) -> FlowmlError | None:
+    def error(self, futures: Sequence[DaskFuture]) -> FlowmlError | None:
         """Return the error of the earliest step among tasks that failed, or None."""
         errors = [self._explained(f) for f in futures if f.status in BAD]
         names = [o.name for o in self.plan.operators]
@@ -130,7 +131,7 @@ class Lookout:
         head = key[0] if isinstance(key, tuple) else key
         return self.operators.get(str(head), "")
 
-    def _explained(self, future: Future) -> FlowmlError:
+    def _explained(self, future: DaskFuture) -> FlowmlError:
         if future.status == "error":
             error = future.exception()
             if isinstance(error, FlowmlError):
@@ -194,10 +195,10 @@ class Lookout:
         )
 
 
-def _ended(futures: Sequence[Future], seconds: float) -> bool:
+def _ended(futures: Sequence[DaskFuture], seconds: float) -> bool:
     """Wait a moment; tell whether every task has ended, well or badly."""
     pending = [f for f in futures if f.status == "pending"]
     if pending:
         with suppress(TimeoutError, CancelledError):
-            wait(pending, timeout=seconds)
+            wait(pending, timeout=seconds)  # type: ignore[no-untyped-call]
     return all(f.status != "pending" for f in pending)

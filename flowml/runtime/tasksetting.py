@@ -12,7 +12,7 @@ from threadpoolctl import ThreadpoolController
 from flowml.errors import FlowmlError
 
 
-class on_worker:  # noqa: N801 - a context, named like those of contextlib
+class on_worker:
     """Run a block with the plan's BLAS threads, and name this worker in flowml's errors.
 
     Parameters

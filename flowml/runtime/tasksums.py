@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from flowml.actions import Aggregate
 from flowml.errors import FlowmlError
@@ -28,7 +28,7 @@ from flowml.runtime.values import EMPTY, Value
 from flowml.types import Array
 
 SpotOf = Callable[[], Spot]
-Child = "Partial | list[Any]"
+Child: TypeAlias = "Partial | list[Any]"
 """The sum of a subtree, or [member, its value] or [member, its value, its weight]."""
 
 

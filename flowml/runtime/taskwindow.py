@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
+from typing import Any, TypeAlias
 
 from dask.task_spec import GraphNode, Task, TaskRef
 from dask.typing import Key
@@ -20,7 +21,13 @@ from flowml.plan import Firing, Plan
 from flowml.runtime.feeding import Feed
 from flowml.runtime.taskcalls import make_table, show
 
-Tasks = dict[Key, GraphNode]
+Tasks: TypeAlias = dict[Key, GraphNode]
+
+DaskClient: TypeAlias = Any
+"""A ``distributed.Client``, whose methods are not typed."""
+
+DaskFuture: TypeAlias = Any
+"""A ``distributed.Future``, whose methods are not typed."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +208,7 @@ def table_tasks(course: Course) -> tuple[Tasks, Carry]:
 def _heads(named: Iterable[tuple[str, str]], suffix: str) -> dict[str, str]:
     """Name each operator; a hyphen would move part of the name into Dask's prefix."""
     out: dict[str, str] = {}
-    taken: set[str] = set()
+    taken: set[tuple[str, str]] = set()
     for kind, name in named:
         plain = name.replace("-", "_")
         while (kind, plain) in taken:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import dask
-import numpy as np
 import optree
 import pytest
 from tests.conformance.catalogue import CATALOGUE
 from distributed import Client, LocalCluster
 
 from flowml.run import Graph
-from flowml.runtime.outcome import Order, Outcome
+from flowml.runtime.outcome import Outcome
 
 STEPS = (1, 2, 7)
-ORDER = Order(steps=STEPS[-1], epochs=None, snapshots=frozenset(STEPS))
 
 
 def recorded(graph: Graph, **options: Any) -> Outcome:
@@ -59,4 +55,13 @@ def test_resident_between_hosts_is_serial(name: str, replicas: int, client: Clie
     truth = recorded(graph, replicas=replicas, groups=groups_of(replicas), executor="serial")
     with dask.config.set({"flowml.transport": "rpc"}):
         found = recorded(graph, replicas=replicas, groups=groups_of(replicas))
+    assert_same_bytes(truth, found)
+
+
+@pytest.mark.parametrize("replicas", [2, 3])
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_tasks_are_serial(name: str, replicas: int, client: Client) -> None:
+    graph = CATALOGUE[name]()
+    truth = recorded(graph, replicas=replicas, groups=groups_of(replicas), executor="serial")
+    found = recorded(graph, replicas=replicas, groups=groups_of(replicas), executor="tasks")
     assert_same_bytes(truth, found)

@@ -68,7 +68,7 @@ def test_unknown_chunk_sizes_are_fine():
 
 
 def test_collections_persisted_on_a_cluster():
-    with Client(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as c:
+    with Client(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as c:
         frame = dd.from_pandas(pd.DataFrame(X, columns=list("abcd")), npartitions=2)
         x, y = c.persist([da.from_array(X, chunks=(4, 4)), da.from_array(Y, chunks=4)])
         ddf = c.persist(frame)
