@@ -48,7 +48,7 @@ def run_on_cluster(asked: Asked, should_stop: Callable[[], bool]) -> Outcome:
                           asked.groups if asked.replicas else None)
     check_ships(early)
     layouts = probe_here(early, asked.order) if _all_dealt(early) else None
-    with attached(asked.cluster, asked.replicas) as found:
+    with attached(asked.cluster, asked.replicas) as found, found.client.as_current():
         workers = seat_workers(found, asked.replicas)
         plan = compile_graph(
             asked.graph, len(workers), asked.groups, hosts=[w.host for w in workers],

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from flowml.actions import Assign, Evaluate, Until, Update
+from flowml.edges import Edge
 from flowml.errors import FlowmlError, GraphError, raise_all
 from flowml.graph import LogicalGraph, Operator, Port, Table
-from flowml.operators import Declared, DeclaredTable, Handle
+from flowml.handles import Declared, DeclaredTable, Handle
+from flowml.types import calling_site
 
 
 def collect(sinks: Sequence[Handle], name: str) -> LogicalGraph:
@@ -29,7 +32,8 @@ def collect(sinks: Sequence[Handle], name: str) -> LogicalGraph:
     Operators stand in the order of declaration, which is a topological one: an operator can
     only be given handles that exist.
     """
-    where = f"graph {name!r}"
+    site = calling_site()
+    where = f"graph {name!r} ({site})"
     errors: list[FlowmlError] = []
     if not sinks:
         raise GraphError(where, "a graph needs at least one write, evaluation or end", "none",
@@ -44,6 +48,7 @@ def collect(sinks: Sequence[Handle], name: str) -> LogicalGraph:
         name,
         tuple(_operator(o, names) for o in operators),
         tuple(Table(t.name, t.init, t.scope, t.site, t.on) for t in tables),
+        site,
     )
 
 
@@ -57,6 +62,10 @@ def _sink_errors(where: str, sink: object) -> list[FlowmlError]:
     ):
         return [GraphError(where, "a sink must write a table, evaluate or end the run",
                            of.label, fix)]
+    if sink.edge != Edge():
+        return [GraphError(where, "a sink is read by nobody, so it promises nothing",
+                           f"{of.label} with {sink.edge.describe()}",
+                           "Mark the value that is written instead.")]
     return []
 
 
@@ -86,9 +95,11 @@ def _names(
 
     def take(thing: Declared | DeclaredTable, name: str) -> None:
         if name in taken:
+            both = isinstance(thing, DeclaredTable) and isinstance(taken[name], DeclaredTable)
             errors.append(GraphError(
                 thing.label, f"the name {name!r} is already taken by {taken[name].label}",
-                fix="Give one of them another name=.",
+                fix="Pass the handle of one of them everywhere, or rename the other." if both
+                else "Give one of them another name=.",
             ))
         taken[name] = thing
         names[id(thing)] = name
@@ -98,23 +109,32 @@ def _names(
     for operator in operators:
         if operator.name is not None:
             take(operator, operator.name)
+    following: dict[str, int] = {}
     for operator in operators:
         if operator.name is None:
-            name, number = operator.suggested, 2
+            name, number = operator.suggested, following.get(operator.suggested, 2)
             while name in taken:
                 name, number = f"{operator.suggested}_{number}", number + 1
+            following[operator.suggested] = number
             take(operator, name)
     return names
 
 
 def _operator(declared: Declared, names: dict[int, str]) -> Operator:
     ports = tuple(
-        Port(names[id(h.of)], h.output, h.edge, isinstance(h.of, DeclaredTable))
+        Port(names[id(h.of)], h.output, _named(h.edge, names), isinstance(h.of, DeclaredTable))
         for h in declared.inputs
     )
     return Operator(
         names[id(declared)], declared.kind, ports, declared.outputs, declared.action, declared.site
     )
+
+
+def _named(edge: Edge, names: dict[int, str]) -> Edge:
+    """Return an edge whose row ids are named by (operator, output) instead of by a handle."""
+    if edge.ids is None:
+        return edge
+    return replace(edge, ids=(names[id(edge.ids.of)], edge.ids.output))
 
 
 def closest(word: str, known: Sequence[str]) -> str:

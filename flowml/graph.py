@@ -17,7 +17,6 @@ from flowml.actions import (
     GLOBAL,
     REPLICA,
     Action,
-    Aggregate,
     Assign,
     Evaluate,
     Kind,
@@ -26,7 +25,7 @@ from flowml.actions import (
     Update,
 )
 from flowml.edges import Edge
-from flowml.types import Pytree, Site
+from flowml.types import UNKNOWN_SITE, Site
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Port:
     output: int
     edge: Edge
     table: bool
-    """The source is a table."""
+    """The source is a table. ``edge.ids`` is the (operator, output) that names the rows."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +88,25 @@ class LogicalGraph:
     name: str
     operators: tuple[Operator, ...]
     tables: tuple[Table, ...]
+    site: Site = field(default=UNKNOWN_SITE, compare=False)
     _index: dict[str, Operator] = field(init=False, repr=False, compare=False)
+    _tables: dict[str, Table] = field(init=False, repr=False, compare=False)
+    _writers: dict[str, tuple[Operator, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Index the operators by name."""
+        """Index operators and tables by name, and writers by table."""
+        writers: dict[str, tuple[Operator, ...]] = {}
+        for operator in self.operators:
+            if operator.writes:
+                writers[operator.writes] = (*writers.get(operator.writes, ()), operator)
         object.__setattr__(self, "_index", {o.name: o for o in self.operators})
+        object.__setattr__(self, "_tables", {t.name: t for t in self.tables})
+        object.__setattr__(self, "_writers", writers)
+
+    @property
+    def label(self) -> str:
+        """Name and place, for messages."""
+        return f"graph {self.name!r} ({self.site})"
 
     def operator(self, name: str) -> Operator:
         """Return the operator of that name."""
@@ -101,7 +114,7 @@ class LogicalGraph:
 
     def table(self, name: str) -> Table:
         """Return the table of that name."""
-        return next(t for t in self.tables if t.name == name)
+        return self._tables[name]
 
     def edges(self) -> Iterator[tuple[Port, Operator]]:
         """Yield each input of each operator with the operator that reads it."""
@@ -111,7 +124,7 @@ class LogicalGraph:
 
     def writers(self, table: str) -> tuple[Operator, ...]:
         """Return the updates and assigns of a table, in the order of the step."""
-        return tuple(o for o in self.operators if o.writes == table)
+        return self._writers.get(table, ())
 
     def loads(self) -> tuple[Operator, ...]:
         """Return the load operators."""
@@ -150,13 +163,31 @@ class LogicalGraph:
         data of a source enters through its own token.
         """
         order = {o.name: str(i) for i, o in enumerate(self.operators)}
-        order |= {t.name: f"t{i}" for i, t in enumerate(self.tables)}
+        tables = [self.table(name) for name in self._tables_by_use()]
+        order |= {t.name: f"t{i}" for i, t in enumerate(tables)}
         parts = [
             (o.kind, o.outputs, _action_token(o.action, order),
-             tuple((order[p.source], p.output, p.table, p.edge.describe()) for p in o.inputs))
+             tuple((order[p.source], p.output, p.table, _edge_token(p.edge, order))
+                   for p in o.inputs))
             for o in self.operators
         ]
-        return str(tokenize([(t.scope, t.on, t.init) for t in self.tables], parts))
+        return str(tokenize([(t.scope, t.on, t.init) for t in tables], parts))
+
+    def _tables_by_use(self) -> list[str]:
+        """Return the names of the tables in an order that does not depend on the names."""
+        used: dict[str, None] = {}
+        for operator in self.operators:
+            used |= {p.source: None for p in operator.inputs if p.table}
+            if operator.writes:
+                used[operator.writes] = None
+        return [*used, *(t.name for t in self.tables if t.name not in used)]
+
+
+def _edge_token(edge: Edge, order: dict[str, str]) -> object:
+    if edge.ids is None:
+        return edge.describe()
+    source, output = edge.ids
+    return edge.describe(), order[source], output
 
 
 def _action_token(action: Action, order: dict[str, str]) -> object:

@@ -6,134 +6,36 @@ no hidden global graph: :class:`flowml.Graph` collects what its sinks depend on.
 
 from __future__ import annotations
 
+import difflib
 import inspect
-import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NoReturn
+from collections.abc import Sequence
+from dataclasses import replace
+from numbers import Integral
+from typing import Any, Literal
 
 from flowml.actions import (
     GLOBAL,
     REPLICA,
-    Action,
     Aggregate,
     Assign,
     Evaluate,
     Gradient,
     Here,
-    Kind,
     Load,
     Map,
     SparseRows,
     Until,
     Update,
 )
-from flowml.codecs import Codec
-from flowml.data import as_source
+from flowml.data import Source, as_source
 from flowml.differentiate import loss_gradient
 from flowml.edges import Edge
-from flowml.errors import GraphError
+from flowml.errors import FlowmlError, GraphError
+from flowml.handles import Declared, DeclaredTable, Handle
 from flowml.layout import freeze, layout_of
 from flowml.reductions import Reduction, reduction
 from flowml.rules import Rule
 from flowml.types import Function, Pytree, Site, calling_site
-
-_order = itertools.count()
-
-
-@dataclass(frozen=True, eq=False)
-class DeclaredTable:
-    """A table as the user declared it; equal only to itself."""
-
-    name: str
-    init: Any
-    scope: str
-    on: int | None
-    site: Site
-
-    @property
-    def label(self) -> str:
-        """What messages call it."""
-        return f"table {self.name!r} ({self.site})"
-
-
-@dataclass(frozen=True, eq=False)
-class Declared:
-    """An operator as the user declared it; equal only to itself."""
-
-    kind: Kind
-    action: Action
-    inputs: tuple[Handle, ...]
-    outputs: int
-    name: str | None
-    suggested: str
-    site: Site
-    writes: DeclaredTable | None = None
-    order: int = field(default_factory=lambda: next(_order))
-
-    @property
-    def label(self) -> str:
-        """What messages call it."""
-        return f"{self.kind} {self.name or self.suggested!r} ({self.site})"
-
-
-@dataclass(frozen=True, eq=False)
-class Handle:
-    """A value of the graph, and what the edge to its next consumer promises.
-
-    Edge methods return a new handle and chain: ``w.stale(4)``, ``grads.every(8, keep="sum")``.
-    """
-
-    of: Declared | DeclaredTable
-    output: int = 0
-    edge: Edge = field(default_factory=Edge)
-
-    def sync(self, until: int | None = None) -> Handle:
-        """Wait for exactly what the consumer's step needs, nothing fresher (BSP)."""
-        return self._with(self.edge.sync(until=until))
-
-    def stale(self, staleness: int, until: int | None = None) -> Handle:
-        """Let the value lag by at most ``staleness`` steps (SSP, Ho et al. 2013)."""
-        return self._with(self.edge.stale(staleness, until=until))
-
-    def async_(self, until: int | None = None) -> Handle:
-        """Take the newest value and never wait (ASP)."""
-        return self._with(self.edge.async_(until=until))
-
-    def every(self, steps: int, keep: Literal["sum", "mean", "last"] | None = None) -> Handle:
-        """Fire every ``steps`` steps; ``keep`` says what the steps between become."""
-        return self._with(self.edge.every(steps, keep=keep))
-
-    def quorum(self, count: int, late: Literal["carry", "drop"] = "carry") -> Handle:
-        """Go on with the first ``count`` contributions of a step."""
-        return self._with(self.edge.quorum(count, late=late))
-
-    def when(self, threshold: float) -> Handle:
-        """Fire when the kept update exceeds ``threshold`` relative to the parameter."""
-        return self._with(self.edge.when(threshold))
-
-    def compress(self, codec: Codec) -> Handle:
-        """Encode the value on this edge."""
-        return self._with(self.edge.compress(codec))
-
-    def at(self, ids: Handle) -> Handle:
-        """Read, or write, the rows of a table named by ``ids``."""
-        return self._with(self.edge.at(ids))
-
-    def _with(self, edge: Edge) -> Handle:
-        return Handle(self.of, self.output, edge)
-
-    def __iter__(self) -> Iterator[NoReturn]:
-        """Refuse: how many values there are is said with ``outputs=`` at the declaration."""
-        raise GraphError(
-            self.of.label,
-            "a handle is one value and cannot be unpacked",
-            fix="Say how many values there are: fl.map(fn, ..., outputs=3).",
-        )
-
-    def __repr__(self) -> str:
-        """Show what it is a handle of."""
-        return f"<{self.of.label}>"
 
 
 def load(
@@ -166,23 +68,23 @@ def load(
         If ``batch_size`` is no integer >= 1, or ``source`` is a generator.
     """
     site = calling_site()
-    if batch_size is not None and (not _is_int(batch_size) or batch_size < 1):
-        raise GraphError(
-            f"load {name or 'load'!r} ({site})",
-            "batch_size must be an integer >= 1, or None for the whole share",
-            repr(batch_size),
-            "It counts examples a replica.",
-        )
+    where = f"load {name or 'load'!r} ({site})"
+    if batch_size is not None:
+        batch_size = _whole(where, "batch_size", batch_size, 1, "It counts examples a replica; "
+                            "None is the whole share.")
     if scope != REPLICA:
-        raise GraphError(
-            f"load {name or 'load'!r} ({site})", "scope must be 'replica'", repr(scope),
-            "Aggregate what the replicas load instead.",
-        )
-    action = Load(as_source(source), batch_size, shuffle, drop_last, seed, scope)
+        raise GraphError(where, "scope must be 'replica'", repr(scope),
+                         "Aggregate what the replicas load instead.")
+    action = Load(
+        _source(where, source), batch_size, bool(shuffle), bool(drop_last),
+        _whole(where, "seed", seed, 0, "It chooses the order of the rows."), scope,
+    )
     return Handle(Declared("load", action, (), 1, name, "load", site))
 
 
-def table(name: str, init: Pytree | Function, *, scope: str = GLOBAL, on: int | None = None) -> Handle:
+def table(
+    name: str, init: Pytree | Function, *, scope: str = GLOBAL, on: int | None = None
+) -> Handle:
     """Declare parameters: the state that survives a step.
 
     Parameters
@@ -201,9 +103,9 @@ def table(name: str, init: Pytree | Function, *, scope: str = GLOBAL, on: int | 
         If a leaf is no numeric array.
     """
     site = calling_site()
-    where = f"table {name!r} ({site})"
-    if not isinstance(name, str) or not name:
-        raise GraphError(where, "a table needs a name", repr(name), "Call it like fl.table('w', ...).")
+    where = _check_table(name, scope, site)
+    if on is not None:
+        on = _whole(where, "on", on, 0, "It is the rank of a replica.")
     if not callable(init):
         try:
             layout_of(init)
@@ -227,15 +129,19 @@ def sparse_table(
         Length of a row.
     """
     site = calling_site()
+    where = _check_table(name, scope, site)
+    dim = _whole(where, "dim", dim, 1, "It is the length of a row.")
     return Handle(DeclaredTable(name, SparseRows(dim, init, dtype), scope, None, site))
 
 
 def here(seed: int = 0) -> Handle:
     """Return the place of an instance: ``replica, replicas, group, clock`` and ``.rng()``."""
-    return Handle(Declared("here", Here(seed), (), 1, None, "here", calling_site()))
+    site = calling_site()
+    number = _whole(f"here ({site})", "seed", seed, 0, "It chooses the random stream.")
+    return Handle(Declared("here", Here(number), (), 1, None, "here", site))
 
 
-def map(  # noqa: A001 - the word of the graph language; builtins.map is not used in this module
+def map(
     fn: Function, *inputs: Handle, outputs: int = 1, name: str | None = None
 ) -> Any:
     """Apply a pure function.
@@ -257,6 +163,7 @@ def map(  # noqa: A001 - the word of the graph language; builtins.map is not use
     where = f"map {name or suggested!r} ({site})"
     _check_callable(where, fn)
     handles = _check_handles(where, inputs)
+    outputs = _whole(where, "outputs", outputs, 1, "It says how many values fn returns.")
     _check_arity(where, fn, len(handles))
     return _handles(Declared("map", Map(fn), handles, outputs, name, suggested, site))
 
@@ -291,6 +198,7 @@ def gradient(
     packed = isinstance(tables, tuple | list)
     sources = tuple(tables) if isinstance(tables, tuple | list) else (tables,)
     handles = _check_handles(where, (*sources, *inputs))
+    _check_differentiable(where, sources)
     if hasattr(f, "value_and_grad"):
         model = f
         _check_arity(where, f.value_and_grad, 1 + len(inputs))
@@ -324,8 +232,14 @@ def aggregate(
         a handle to a scalar.
     """
     site = calling_site()
-    chosen = reduction(how)
+    try:
+        chosen = reduction(how)
+    except GraphError as error:
+        where = f"aggregate {name or 'aggregate'!r} ({site})"
+        raise GraphError(where, error.required, error.got, error.fix) from error
     where = f"aggregate {name or chosen.name!r} ({site})"
+    if within is not None:
+        _check_scope(where, "within", within)
     handles = _check_handles(where, (values,))
     weighing: Literal["examples", "equal", "handle"] = "examples"
     if isinstance(weight, Handle):
@@ -347,6 +261,9 @@ def update(table: Handle, values: Handle, rule: Rule, *, name: str | None = None
     site = calling_site()
     target = _target("update", table, site)
     where = f"update of {target.name!r} ({site})"
+    if callable(rule) and not isinstance(rule, Rule):
+        raise GraphError(where, "the third argument must be a rule, made by a call",
+                         getattr(rule, "__name__", "a function"), "For example fl.sgd(lr=0.1).")
     if not isinstance(rule, Rule):
         raise GraphError(
             where, "the third argument must be a rule", repr(rule), "For example fl.sgd(lr=0.1).",
@@ -369,7 +286,8 @@ def assign(table: Handle, values: Handle, *, name: str | None = None) -> Handle:
 
 
 def evaluate(
-    fn: Function, table: Handle, source: Any, *, every: int | str = "1 epoch", name: str | None = None
+    fn: Function, table: Handle, source: Any, *, every: int | str = "1 epoch",
+    name: str | None = None,
 ) -> Handle:
     """Measure a table over a whole source every so often.
 
@@ -387,7 +305,7 @@ def evaluate(
     _check_arity(where, fn, 2)
     handles = _check_handles(where, (table,))
     count, unit = _frequency(where, every)
-    action = Evaluate(fn, as_source(source), count, unit)
+    action = Evaluate(fn, _source(where, source), count, unit)
     return Handle(Declared("evaluate", action, handles, 1, name, suggested, site))
 
 
@@ -396,6 +314,7 @@ def until(fn: Function, value: Handle, *, name: str | None = None) -> Handle:
     site = calling_site()
     where = f"until {name or 'until'!r} ({site})"
     _check_callable(where, fn)
+    _check_arity(where, fn, 1)
     handles = _check_handles(where, (value,))
     return Handle(Declared("until", Until(fn), handles, 1, name, "until", site))
 
@@ -412,6 +331,11 @@ def _ids(target: Handle) -> tuple[Handle, ...]:
 
 def _target(verb: str, table: Any, site: Site) -> DeclaredTable:
     if isinstance(table, Handle) and isinstance(table.of, DeclaredTable):
+        if replace(table.edge, ids=None) != Edge():
+            raise GraphError(
+                f"{verb} of {table.of.name!r} ({site})", "the target of a write promises nothing",
+                table.edge.describe(), "Mark the value that is written instead.",
+            )
         return table.of
     got = table.of.label if isinstance(table, Handle) else f"a {type(table).__name__}"
     raise GraphError(
@@ -432,7 +356,50 @@ def _check_handles(where: str, inputs: Sequence[Any]) -> tuple[Handle, ...]:
 
 def _check_callable(where: str, fn: Any) -> None:
     if not callable(fn):
-        raise GraphError(where, "the first argument must be a function", f"a {type(fn).__name__}")
+        raise GraphError(where, "the first argument must be a function", f"a {type(fn).__name__}",
+                         "Pass the function itself, or a lambda.")
+
+
+def _check_differentiable(where: str, sources: Sequence[Handle]) -> None:
+    fix = "For example fl.gradient(model, fl.table('w', ...), batch)."
+    if not sources:
+        raise GraphError(where, "at least one table is needed", "an empty tuple", fix)
+    for source in sources:
+        if isinstance(source.of, Declared) and source.of.kind in ("load", "here"):
+            raise GraphError(where, "the second argument must be a table, or what a write of one "
+                             "returned", source.of.label, fix)
+
+
+def _check_table(name: Any, scope: Any, site: Site) -> str:
+    """Return what messages call a table, refusing a name or a scope that is none."""
+    where = f"table {name!r} ({site})"
+    if not isinstance(name, str) or not name:
+        raise GraphError(where, "a table needs a name", repr(name),
+                         "Call it like fl.table('w', ...).")
+    _check_scope(where, "scope", scope)
+    return where
+
+
+def _check_scope(where: str, word: str, scope: Any) -> None:
+    """Refuse what is no name, and a misspelt one: any other word names a group."""
+    if not isinstance(scope, str) or not scope:
+        raise GraphError(where, f"{word} must be a name", repr(scope),
+                         'Use "host" or a group\'s name.')
+    known = (GLOBAL, REPLICA)
+    near = difflib.get_close_matches(scope.lower(), known, n=1, cutoff=0.8)
+    if scope not in known and near:
+        raise GraphError(where, f'{word} must be "global", "replica", "host" or a group\'s name',
+                         repr(scope), f"Did you mean {near[0]!r}?")
+
+
+def _source(where: str, source: Any) -> Source:
+    try:
+        return as_source(source)
+    except GraphError as error:
+        raise GraphError(where, error.required, error.got, error.fix) from error
+    except FlowmlError as error:
+        raise type(error)(f"{where}: {error.where}", error.required, error.got, error.fix,
+                          **error.fields) from error
 
 
 def _check_arity(where: str, fn: Function, count: int) -> None:
@@ -453,19 +420,21 @@ def _frequency(where: str, every: int | str) -> tuple[int, Literal["steps", "epo
     count: Any = every
     unit: Literal["steps", "epochs"] = "steps"
     if isinstance(every, str):
-        number, _, word = every.partition(" ")
+        number, _, word = every.strip().partition(" ")
         count = int(number) if number.isdigit() else 0
         if word in ("epoch", "epochs"):
             unit = "epochs"
         elif word not in ("step", "steps"):
             count = 0
-    if not _is_int(count) or count < 1:
+    if not isinstance(count, Integral) or isinstance(count, bool) or count < 1:
         raise GraphError(
             where, 'every must be steps >= 1, or like "1 epoch"', repr(every),
             'For example every=100 or every="1 epoch".',
         )
-    return count, unit
+    return int(count), unit
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _whole(where: str, word: str, value: Any, least: int, fix: str) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise GraphError(where, f"{word} must be an integer >= {least}", repr(value), fix)
+    return int(value)

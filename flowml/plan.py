@@ -87,10 +87,12 @@ class Plan:
     tables: tuple[PlanTable, ...]
     blas_threads: int = 1
     _by_name: dict[str, PlanOperator] = field(init=False, repr=False, compare=False)
+    _tables: dict[str, PlanTable] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Index the operators by name."""
+        """Index operators and tables by name."""
         object.__setattr__(self, "_by_name", {o.name: o for o in self.operators})
+        object.__setattr__(self, "_tables", {t.name: t for t in self.tables})
 
     def operator(self, name: str) -> PlanOperator:
         """Return the operator of that name."""
@@ -98,7 +100,7 @@ class Plan:
 
     def table(self, name: str) -> PlanTable:
         """Return the table of that name."""
-        return next(t for t in self.tables if t.name == name)
+        return self._tables[name]
 
     @property
     def steps(self) -> tuple[PlanOperator, ...]:

@@ -26,7 +26,7 @@ from flowml.events import Event
 from flowml.execution import Run
 from flowml.cluster_run import Asked, probe_here, run_on_cluster, seat_workers
 from flowml.graph import LogicalGraph
-from flowml.operators import Handle
+from flowml.handles import Handle
 from flowml.plan import Plan
 from flowml.runtime.attach import attached
 from flowml.runtime.outcome import Order, Outcome

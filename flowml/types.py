@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,6 +23,13 @@ Pytree: TypeAlias = Any
 Function: TypeAlias = Callable[..., Any]
 
 PACKAGE = Path(__file__).resolve().parent
+GRAPHS = PACKAGE / "_graphs"
+"""The graphs that travel inside the wheel: read by the package, written like a user's file."""
+
+INSTALLED = tuple(
+    Path(sysconfig.get_path(name)).resolve()
+    for name in ("stdlib", "platstdlib", "purelib", "platlib")
+)
 
 
 @dataclass(frozen=True)
@@ -38,13 +48,35 @@ UNKNOWN_SITE = Site("<unknown>", 0)
 
 def calling_site() -> Site:
     """Return the nearest line on the stack that is not inside flowml itself."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if not Path(file).is_relative_to(PACKAGE):
+        # Code that Python generates, such as the __init__ of a dataclass, has no file of its own.
+        module = frame.f_globals.get("__name__", "") if file.startswith("<") else ""
+        if not is_flowml(file) and not str(module).startswith("flowml."):
             return Site(file, frame.f_lineno)
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return UNKNOWN_SITE
+
+
+@lru_cache(maxsize=4096)
+def is_flowml(file: str) -> bool:
+    """Tell whether code of that file is flowml's own; that of a published graph is the user's."""
+    if file.startswith("<"):
+        return False
+    path = Path(file).resolve()
+    return path.is_relative_to(PACKAGE) and not path.is_relative_to(GRAPHS)
+
+
+@lru_cache(maxsize=4096)
+def is_users(file: str) -> bool:
+    """Tell whether code of that file is the user's: neither flowml's nor an installed package's."""
+    if file.startswith(("<frozen", "<__array_function__")):
+        return False
+    path = Path(file).resolve()
+    if path.is_relative_to(PACKAGE):
+        return path.is_relative_to(GRAPHS)
+    return not any(path.is_relative_to(folder) for folder in INSTALLED)
 
 
 def aligned_empty(count: int, dtype: npt.DTypeLike) -> Array:

@@ -12,15 +12,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
-    0: "errors types configuration",
+    0: "errors types configuration mainguard",
     1: "edges codecs rules clipping schedules reductions events",
     2: "actions graph plan layout",
-    3: "operators differentiate data models protocol",
+    3: "handles operators differentiate data models protocol drawing",
     4: "collect history runtime simulate",
     5: "compiler",
-    6: "execution report testing",
-    7: "run driver compare",
-    8: "cli demo sklearn torch jax dashboard __init__",
+    6: "execution cluster_run compiled report testing",
+    7: "run driver compare progress",
+    8: "cli demo doctor sklearn torch jax dashboard __init__ __main__",
 }
 LEVEL = {word: level for level, words in LAYERS.items() for word in words.split()}
 
@@ -35,8 +35,12 @@ SIDEWAYS = {
     ("plan", "actions"),
     ("graph", "layout"),  # and so is the layout of a table in memory
     ("plan", "layout"),
+    ("operators", "handles"),  # what a word returns
     ("operators", "data"),  # fl.load takes bare arrays and Dask collections
     ("operators", "differentiate"),  # fl.gradient takes plain functions
+    ("cli", "demo"),  # a command a file, its subject beside
+    ("cli", "doctor"),
+    ("__main__", "cli"),  # python -m flowml
 }
 # Downward, and still not allowed: what runs a plan must not know where it came from.
 FORBIDDEN = {("runtime", "graph"), ("simulate", "graph"), ("protocol", "graph")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -81,4 +81,4 @@ def groups_of(text: str | None) -> Groups:
     lists = isinstance(found, list) and all(isinstance(g, list) for g in found)
     if not lists and not isinstance(found, int):
         raise click.UsageError(f"--groups needs host, a number or lists of ranks, got {text!r}")
-    return found
+    return cast(Groups, found)

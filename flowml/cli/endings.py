@@ -38,7 +38,7 @@ CODES: tuple[tuple[type[FlowmlError], int], ...] = (
     (FlowmlError, WRONG_GRAPH),
 )
 
-NOT_OF_THE_USER = (PACKAGE, *(sysconfig.get_path(name) for name in ("stdlib", "purelib")))
+NOT_OF_THE_USER = (str(PACKAGE), *(sysconfig.get_path(name) for name in ("stdlib", "purelib")))
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -67,8 +67,9 @@ def message(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         word = "terminated" if isinstance(error, Terminated) else "interrupted"
         run = getattr(error, "run", None)
-        known = run is not None and run.status == "stopped"
-        return f"{word} after step {run.steps}" if known else word
+        if run is not None and run.status == "stopped":
+            return f"{word} after step {run.steps}"
+        return word
     if isinstance(error, FlowmlError):
         return str(error)
     frames = [

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import networkx as nx
-
 from flowml.actions import (
     GLOBAL,
     REPLICA,
@@ -41,7 +39,7 @@ def check(graph: LogicalGraph) -> LogicalGraph:
     )
     for find in _CHECKS:
         errors += find(scoped)
-    raise_all(f"graph {graph.name!r}", errors)
+    raise_all(graph.label, errors)
     return scoped
 
 
@@ -92,7 +90,7 @@ def _aggregate_scope(
 def _needs_load(graph: LogicalGraph) -> list[FlowmlError]:
     if graph.loads():
         return []
-    return [GraphError(f"graph {graph.name!r}", "the graph has no load operator; nothing would run",
+    return [GraphError(graph.label, "the graph has no load operator; nothing would run",
                        fix="Declare one with fl.load(source, batch_size=...).")]
 
 
@@ -103,18 +101,17 @@ def _one_grouping(graph: LogicalGraph) -> list[FlowmlError]:
     if len(groups) < 2:
         return []
     got = ", ".join(f"{n!r} ({s})" for n, s in sorted(groups.items()))
-    return [GraphError(f"graph {graph.name!r}", "a graph may name one grouping of its replicas",
+    return [GraphError(graph.label, "a graph may name one grouping of its replicas",
                        got, "Use one name: within= and scope= must agree.")]
 
 
 def _writes_in_order(graph: LogicalGraph) -> list[FlowmlError]:
-    order = nx.DiGraph([(p.source, o.name) for p, o in graph.edges() if not p.table])
-    order.add_nodes_from(o.name for o in graph.operators)
+    place = {o.name: number for number, o in enumerate(graph.operators)}
     errors: list[FlowmlError] = []
     for table in graph.tables:
         writers = graph.writers(table.name)
         for first, second in zip(writers, writers[1:], strict=False):
-            if not nx.has_path(order, first.name, second.name):
+            if not _reaches(graph, place, first, second):
                 errors.append(GraphError(
                     f"table {table.name!r} ({table.site})",
                     "two writes of a table in one step need an order",
@@ -123,6 +120,27 @@ def _writes_in_order(graph: LogicalGraph) -> list[FlowmlError]:
                     "Let the second read what the first returned.",
                 ))
     return errors
+
+
+def _reaches(
+    graph: LogicalGraph, place: dict[str, int], first: Operator, second: Operator
+) -> bool:
+    """Tell whether a path leads from ``first`` to ``second``.
+
+    Notes
+    -----
+    Operators stand in the order of the step, so a search back from ``second`` ends where ``first``
+    stands: it looks at what lies between the two, not at the whole graph.
+    """
+    pending, seen = [second.name], {second.name}
+    while pending:
+        for port in graph.operator(pending.pop()).inputs:
+            if port.source == first.name and not port.table:
+                return True
+            if not port.table and port.source not in seen and place[port.source] > place[first.name]:
+                seen.add(port.source)
+                pending.append(port.source)
+    return False
 
 
 def _writes_fit_scopes(graph: LogicalGraph) -> list[FlowmlError]:
@@ -152,6 +170,13 @@ def _edges_make_sense(graph: LogicalGraph) -> list[FlowmlError]:
         if isinstance(operator.action, Evaluate) and not _reads_table(graph, port):
             errors.append(GraphError(where, "evaluate needs a table", f"{port.source!r}",
                                      "Pass the table, or what its update returned."))
+        if isinstance(operator.action, Evaluate) and period is not None:
+            errors.append(GraphError(where, "an evaluation has its own every=", str(period),
+                                     "Leave .every out, and pass fl.evaluate(..., every=)."))
+        if port.edge.until and port.edge.promise is None:
+            errors.append(GraphError(where, f"the edge needs a promise from step "
+                                     f"{port.edge.until[-1][0]} on", port.edge.describe(),
+                                     "Add the later one, as in .sync(until=500).stale(4)."))
         if port.edge.members is not None and not isinstance(operator.action, Aggregate):
             errors.append(GraphError(where, "a quorum belongs on an edge into an aggregate",
                                      operator.kind, "Move .quorum(n) there."))

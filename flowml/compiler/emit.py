@@ -11,13 +11,16 @@ function of the user: each refers to the one key that does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from dask.task_spec import List, Task, TaskRef
 from dask.typing import Key
 
 from flowml.actions import Aggregate, Assign, Load, Until, Update
+from flowml.compiler.emitloads import Loads
 from flowml.plan import PlanOperator, PlanPort, loss_operator
 from flowml.reductions import Tree
 from flowml.runtime import taskcalls
@@ -50,12 +53,30 @@ def emit(course: Course, start: int, stop: int, carry: Carry) -> Window:
     marks = []
     ends = any(isinstance(o.action, Until) for o in course.plan.steps)
     last = start
-    for step in range(start, stop):
-        unrolling.step(step)
-        if ends or step + 1 == stop:
-            marks.append(unrolling.mark(last, step + 1))
-            last = step + 1
-    return Window(start, stop, unrolling.tasks, unrolling.carry(stop), tuple(marks))
+    with _no_collection():
+        for step in range(start, stop):
+            unrolling.step(step)
+            if ends or step + 1 == stop:
+                marks.append(unrolling.mark(last, step + 1))
+                last = step + 1
+        carried = unrolling.carry(stop)
+    return Window(start, stop, unrolling.tasks, carried, tuple(marks))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the cycle collector away.
+
+    All that is made here stays, and would be walked again and again: a large window would cost
+    more than its number of tasks.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _Unrolling:
@@ -70,7 +91,7 @@ class _Unrolling:
         self._current = dict(carry.tables)
         self._written: dict[tuple[str, int], TableKeys] = {}
         self._kept, self._held = dict(carry.kept), dict(carry.held)
-        self._loads = dict(carry.loads)
+        self._loads = Loads(course, carry, self.tasks)
         self._arriving: dict[Input, Key] = {}
         self._now: dict[tuple[str, int, int], Key] = {}
         self._losses: list[tuple[int, int, Key]] = []
@@ -149,7 +170,7 @@ class _Unrolling:
             newest = kept if arriving is None else arriving
             assert newest is not None  # an edge delivers only what was made
             return newest
-        name = self._key(operator, step, source, "take", reader.name, number)
+        name: Key = self._key(operator, step, source, "take", reader.name, number)
         value = None if arriving is None else TaskRef(arriving)
         self._add(name, taskcalls.take_kept, port.keep, self._kept_ref(at), value)
         self._kept.pop(at, None)
@@ -181,43 +202,8 @@ class _Unrolling:
                 self._now[operator.name, output, instance] = picked
 
     def _load(self, operator: PlanOperator, step: int) -> None:
-        feed = self._course.feeds[operator.name]
-        epoch, number = divmod(step, feed.steps_per_epoch)
-        whole = feed.orders[0].batch_size is None
-        for rank, order in enumerate(feed.orders):
-            if whole:
-                key = self._share(operator, rank)
-            else:
-                share = self._course.shares[operator.name][rank]
-                parts = [self._part(operator, rank, epoch, position)
-                         for position in order.positions(epoch, number)]
-                key = self._key(operator, step, rank)
-                self._add(key, taskcalls.load_batch, TaskRef(share.order), step,
-                          feed.steps_per_epoch, *parts)
+        for rank, key in enumerate(self._loads.batches(operator, step)):
             self._now[operator.name, 0, rank] = key
-
-    def _share(self, operator: PlanOperator, rank: int) -> Key:
-        """Return the key of a rank's whole share, which is the same in every step."""
-        at = (operator.name, rank, -1, -1)
-        if at not in self._loads:
-            counts = self._course.feeds[operator.name].orders[rank].share.counts
-            parts = [self._part(operator, rank, -1, n) for n, rows in enumerate(counts) if rows]
-            self._loads[at] = self._key(operator, -1, rank)
-            self._add(self._loads[at], taskcalls.load_share, *parts)
-        return self._loads[at]
-
-    def _part(self, operator: PlanOperator, rank: int, epoch: int, position: int) -> TaskRef:
-        """Return the rows of a partition; one that is not in memory is read once an epoch."""
-        share = self._course.shares[operator.name][rank]
-        if not share.read:
-            return TaskRef(share.parts[position])
-        at = (operator.name, rank, epoch, position)
-        if at not in self._loads:
-            rows = self._course.feeds[operator.name].orders[rank].share.counts[position]
-            key = self._key(operator, epoch, rank, "part", position)
-            self._add(key, taskcalls.read_partition, TaskRef(share.parts[position]), rows)
-            self._loads[at] = key
-        return TaskRef(self._loads[at])
 
     def _aggregate(self, operator: PlanOperator, step: int) -> None:
         action = operator.action
@@ -292,7 +278,7 @@ class _Unrolling:
             if self._needed(reader, port, step)
         }
         held = {at: key for at, key in self._held.items() if at[:2] in needed}
-        return Carry(dict(self._current), dict(self._kept), held, self._open_loads(step))
+        return Carry(dict(self._current), dict(self._kept), held, self._loads.open_at(step))
 
     def _needed(self, reader: PlanOperator, port: PlanPort, step: int) -> bool:
         """Tell whether a reader fires again before the edge delivers again."""
@@ -302,18 +288,6 @@ class _Unrolling:
             if self._firing.fires(reader, later):
                 return True
         return True
-
-    def _open_loads(self, step: int) -> dict[tuple[str, int, int, int], Key]:
-        """Return whole shares, and the partitions that the batch of ``step`` is taken from."""
-        found = {at: key for at, key in self._loads.items() if at[2:] == (-1, -1)}
-        for name, feed in self._course.feeds.items():
-            epoch, number = divmod(step, feed.steps_per_epoch)
-            for rank, order in enumerate(feed.orders):
-                for position in order.positions(epoch, number):
-                    at = (name, rank, epoch, position)
-                    if at in self._loads:
-                        found[at] = self._loads[at]
-        return found
 
     # --- small things -------------------------------------------------------------------------
 

@@ -297,8 +297,8 @@ def _edge_section(found: Explanation) -> str:
     stay = len(found.edges) - len(crossing)
     tail = f"\nnot shown: {counted(stay, 'edge')} inside one replica" if stay else ""
     return (f"{columns(header, rows)}{tail}\n"
-            f"{counted(found.barriers or 0, 'barrier')} a step; on one host no messages, only shared "
-            "memory")
+            f"{counted(found.barriers or 0, 'barrier')} a step; on one host no messages, only "
+            "shared memory")
 
 
 def _memory_section(found: Explanation) -> str:

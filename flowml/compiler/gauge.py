@@ -9,8 +9,8 @@ from statistics import median
 from time import perf_counter
 
 from flowml.actions import Load
-from flowml.data.stream import BatchStream
 from flowml.compiler.stages import compile_graph
+from flowml.data.stream import BatchStream
 from flowml.graph import LogicalGraph
 from flowml.plan import Plan, PlanOperator
 from flowml.runtime.blas import blas_threads

@@ -22,7 +22,7 @@ def lower(fused: Fused, *, blas_threads: int = 1) -> Plan:
     """
     placed = fused.placed
     graph = placed.graph
-    raise_all(f"graph {graph.name!r}", _not_yet(graph))
+    raise_all(graph.label, _not_yet(graph))
     placements = dict(placed.placements)
     phases = dict(fused.phases)
     operators = tuple(
@@ -79,6 +79,9 @@ def _not_yet(graph: LogicalGraph) -> list[FlowmlError]:
             if looseness(promise) != 0:
                 errors.append(_refusal(where, f"runs only as sync in this release, and is "
                                        f"{describe(promise)}", "Mark it .sync(), or leave it out."))
+            elif any(looseness(earlier) != 0 for _, earlier in port.edge.until):
+                errors.append(_refusal(where, f"runs only as sync in this release, and is "
+                                       f"{port.edge.describe()}", "Leave the earlier promises out."))
             for part, word in ((port.edge.members, ".quorum"), (port.edge.filter, ".when"),
                                (port.edge.codec, ".compress"), (port.edge.ids, ".at")):
                 if part is not None:

@@ -69,10 +69,10 @@ def _partition(graph: LogicalGraph, replicas: int, groups: Groups,
         groups = "host"
     if groups == "host":
         return _by_host(replicas, hosts)
-    if isinstance(groups, int) and not isinstance(groups, bool):
-        return _neighbours(replicas, groups)
-    if isinstance(groups, str):
+    if isinstance(groups, str | bool):
         raise PlanError("groups", '"host", a number or a list of lists of ranks', repr(groups))
+    if isinstance(groups, int):
+        return _neighbours(replicas, groups)
     found = tuple(tuple(sorted(ranks)) for ranks in groups)
     if sorted(r for ranks in found for r in ranks) != list(range(replicas)) or not all(found):
         raise PlanError("groups", f"each rank from 0 to {replicas - 1} must be in exactly one "

@@ -27,8 +27,7 @@ def resolve(graph: LogicalGraph) -> dict[tuple[str, int], Promise]:
     sync when none is marked.
     """
     promises: dict[tuple[str, int], Promise] = {}
-    for table in graph.tables:
-        loop = _loop(graph, table.name)
+    for loop in _loops(graph).values():
         marked = [p.edge.promise for _, _, p in loop if p.edge.promise is not None]
         loosest = max(marked, key=looseness, default=SYNC)
         for operator, number, port in loop:
@@ -42,34 +41,35 @@ def resolve(graph: LogicalGraph) -> dict[tuple[str, int], Promise]:
     return promises
 
 
-def _loop(graph: LogicalGraph, table: str) -> list[tuple[Operator, int, Port]]:
-    """Reads of the table, values of its writes, and inputs of the aggregates that make those."""
-    found = []
+def _loops(graph: LogicalGraph) -> dict[str, list[tuple[Operator, int, Port]]]:
+    """By table: its reads, values of its writes, and inputs of the aggregates that make those."""
+    found: dict[str, list[tuple[Operator, int, Port]]] = {t.name: [] for t in graph.tables}
     for operator in graph.operators:
         if isinstance(operator.action, Evaluate):
             continue
         for number, port in enumerate(operator.inputs):
-            if port.table and port.source == table:
-                found.append((operator, number, port))
-    for writer in graph.writers(table):
-        value = writer.inputs[0]
-        found.append((writer, 0, value))
-        if value.table:
-            continue
-        source = graph.operator(value.source)
-        if isinstance(source.action, Aggregate):
-            found += [(source, n, p) for n, p in enumerate(source.inputs)]
+            if port.table:
+                found[port.source].append((operator, number, port))
+    for table, loop in found.items():
+        for writer in graph.writers(table):
+            value = writer.inputs[0]
+            loop.append((writer, 0, value))
+            if value.table:
+                continue
+            source = graph.operator(value.source)
+            if isinstance(source.action, Aggregate):
+                loop += [(source, n, p) for n, p in enumerate(source.inputs)]
     return found
 
 
 def promise_errors(graph: LogicalGraph) -> list[FlowmlError]:
     """Refuse reads that promise more than the writes of their table deliver."""
-    promises = resolve(graph)
+    promises, loops = resolve(graph), _loops(graph)
     errors: list[FlowmlError] = []
     for table in graph.tables:
         reads = [
             (o, promises[o.name, n])
-            for o, n, p in _loop(graph, table.name)
+            for o, n, p in loops[table.name]
             if p.table and p.source == table.name and p.edge.period is None
         ]
         writes = [(w, promises[w.name, 0]) for w in graph.writers(table.name)]

@@ -9,10 +9,10 @@ from dask.typing import Key
 from flowml.actions import Load
 from flowml.compiler.emit import emit
 from flowml.plan import Plan, PlanOperator
-from flowml.runtime import taskcalls
+from flowml.runtime import taskcalls, taskloads
 from flowml.runtime.feeding import Feed, loads, local_feed
 from flowml.runtime.outcome import Order
-from flowml.runtime.taskcalls import Shipment
+from flowml.runtime.taskshipment import Shipment
 from flowml.runtime.taskwindow import Course, RankShare, Tasks, shipment_key, table_tasks
 
 
@@ -48,7 +48,7 @@ def standalone(plan: Plan, steps: int, seed: int = 0) -> Tasks:
     >>> w = fl.table("w", np.zeros(1))
     >>> batch = fl.load(np.array([[1.0], [3.0]]), batch_size=1, shuffle=False)
     >>> mean = fl.aggregate("mean", fl.map(lambda x: x[0], batch))
-    >>> plan = fl.Graph(fl.assign(w, mean)).plan(replicas=2)
+    >>> plan = fl.Graph(fl.assign(w, mean)).plan(replicas=2).physical
     >>> graph = standalone(plan, steps=1)
     >>> dask.get(graph, result_keys(plan, 1)["w"][0])
     array([2.])
@@ -105,12 +105,12 @@ def _share(
     tasks[order] = DataNode(order, feed.orders[rank])
     if action.source.dealt:
         key = (head, -2, rank, "share")
-        tasks[key] = Task(key, taskcalls.own_share, shipment, operator.name, rank)
+        tasks[key] = Task(key, taskloads.own_share, shipment, operator.name, rank)
         return RankShare(order, (key,), read=False)
     parts: list[Key] = []
     for number in feed.orders[rank].share.ids:
         parts.append((head, -2, rank, number))
         tasks[parts[-1]] = Task(
-            parts[-1], taskcalls.own_partition, shipment, operator.name, number
+            parts[-1], taskloads.own_partition, shipment, operator.name, number
         )
     return RankShare(order, tuple(parts), read=True)

@@ -1,4 +1,4 @@
-"""What crosses between ranks in a step: bytes, messages, barriers and memory, from the plan alone."""
+"""What crosses between ranks in a step, from the plan: bytes, messages, barriers, memory."""
 
 from __future__ import annotations
 

@@ -124,10 +124,14 @@ class Rows:
         return self._like([read_only(a[start:stop]) for a in self.arrays])
 
     def compact(self) -> Rows:
-        """Return the rows with every dense column C-contiguous; themselves if they are."""
-        if all(issparse(a) or a.flags.c_contiguous for a in self.arrays):
+        """Return the rows with every dense column C-contiguous; themselves if they are.
+
+        Numbers that came over the network may begin at any byte, and NumPy copies the whole of
+        such an array each time that it takes some rows of it: they are moved here, once.
+        """
+        if all(_is_compact(a) for a in self.arrays):
             return self
-        return self._like([a if issparse(a) else np.ascontiguousarray(a) for a in self.arrays])
+        return self._like([_compacted(a) for a in self.arrays])
 
     def aligned(self) -> Rows:
         """Return the rows, read-only, with dense columns that start on a cache line.
@@ -263,6 +267,20 @@ def _gather(column: Column, index: Array) -> Column:
     if issparse(column):
         return column[index]
     return np.take(column, index, axis=0, out=room_for(len(index), column), mode="raise")
+
+
+def _parts(column: Column) -> tuple[Array, ...]:
+    return (column.data, column.indices, column.indptr) if issparse(column) else (column,)
+
+
+def _is_compact(column: Column) -> bool:
+    return all(part.flags.c_contiguous and part.flags.aligned for part in _parts(column))
+
+
+def _compacted(column: Column) -> Column:
+    parts = tuple(np.require(part, requirements=("C", "A")) for part in _parts(column))
+    made = csr_array(parts, shape=column.shape, copy=False) if issparse(column) else parts[0]
+    return read_only(made)
 
 
 def _aligned(column: Column) -> Column:

@@ -183,6 +183,8 @@ class BatchOrder:
         """Return which partitions of the share ``pieces`` names, without permuting their rows."""
         if not 0 <= number < self.batches():
             return ()
+        if len(self.share.counts) == 1:
+            return (0,)
         size = self.share.rows if self.batch_size is None else self.batch_size
         start, stop = number * size, min(number * size + size, self.share.rows)
         positions, ends = self._layout(epoch)

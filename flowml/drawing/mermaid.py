@@ -28,7 +28,8 @@ def as_mermaid(graph: LogicalGraph, promises: Promises | None = None) -> str:
     lines += [f"  {names[v.name]}{_box(v)}:::{_class(v)}" for v in drawn.vertices]
     lines += [f"  {names[a.source]} {_link(a)} {names[a.target]}" for a in drawn.arrows]
     used = {_class(v) for v in drawn.vertices}
-    lines += [f"  classDef {name}_ {style}" for name, style in CLASSES.items() if f"{name}_" in used]
+    styles = ((f"{name}_", style) for name, style in CLASSES.items())
+    lines += [f"  classDef {name} {style}" for name, style in styles if name in used]
     return "\n".join(lines) + "\n"
 
 

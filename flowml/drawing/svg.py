@@ -100,7 +100,8 @@ class Sheet:
         self.lanes = {}
         layer, centre = self.placing.layer, self.placing.centre
         loops = [(n, a) for n, a in enumerate(self.picture.arrows) if a.loop]
-        for number, arrow in sorted(loops, key=lambda l: layer[l[1].source] - layer[l[1].target]):
+        loops.sort(key=lambda loop: layer[loop[1].source] - layer[loop[1].target])
+        for number, arrow in loops:
             right = centre[arrow.source] + centre[arrow.target] >= self.placing.width
             taken = [lane for lane in self.lanes.values() if (lane >= 0) == right]
             self.lanes[number] = len(taken) if right else -1 - len(taken)

@@ -129,12 +129,12 @@ def looping_tables(graph: LogicalGraph) -> frozenset[str]:
 def loop_of(graph: LogicalGraph, table: str) -> tuple[str, ...]:
     """Return the shortest way from a table through a step back to a write of it, or nothing."""
     way = nx.DiGraph([(p.source, o.name) for p, o in graph.edges()])
-    found = [
-        nx.shortest_path(way, table, w.name)
+    found: list[tuple[str, ...]] = [
+        tuple(nx.shortest_path(way, table, w.name))
         for w in graph.writers(table)
         if table in way and w.name in way and nx.has_path(way, table, w.name)
     ]
-    return tuple(min(found, key=len)) if found else ()
+    return min(found, key=len) if found else ()
 
 
 def shapes(init: Any) -> str:

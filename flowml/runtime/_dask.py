@@ -7,10 +7,17 @@ not in a run.
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future as Waiting
+from time import time
 from typing import Any
 
 from distributed.protocol import to_serialize
 from distributed.protocol.pickle import dumps as dask_dumps
+from distributed.scheduler import heartbeat_interval
+
+logger = logging.getLogger(__name__)
 
 
 def as_payload(array: Any) -> Any:
@@ -40,8 +47,15 @@ def add_request(server: Any, name: str, function: Any) -> None:
 
 
 def add_stream(server: Any, name: str, function: Any) -> None:
-    """Take one-way messages by name. The function must never raise: that would end the stream."""
-    server.stream_handlers[name] = function
+    """Take one-way messages by name; what the function raises is logged: it would end the stream."""
+
+    def take(**message: Any) -> None:
+        try:
+            function(**message)
+        except Exception:
+            logger.exception("message %r could not be taken", name)
+
+    server.stream_handlers[name] = take
 
 
 def remove_names(server: Any, *names: str) -> None:
@@ -71,3 +85,46 @@ def gather_within(client: Any, futures: Any, seconds: float) -> list[Any] | None
         return list(client.sync(fetch, callback_timeout=seconds))
     except Exception:  # whatever it is, the values are not to be had
         return None
+
+
+def start_gathering(client: Any, futures: Sequence[Any]) -> Waiting[list[Any]]:
+    """Begin to fetch the values of futures; the caller waits as it likes."""
+
+    async def fetch() -> list[Any]:
+        return list(await client.gather(list(futures), asynchronous=True))
+
+    return asyncio.run_coroutine_threadsafe(fetch(), client.loop.asyncio_loop)
+
+
+def run_within(
+    client: Any, function: Callable[..., Any], *inputs: Any, workers: Sequence[str], seconds: float
+) -> dict[str, Any]:
+    """Run a function on workers' event loops; leave out those that do not answer in time.
+
+    Notes
+    -----
+    ``client.run`` waits for all of them together and without end: one stopped process would hold
+    up whatever is asked of the others.
+    """
+
+    async def ask(worker: str) -> Any:
+        call = client._run(function, *inputs, workers=[worker], on_error="return")
+        return (await asyncio.wait_for(call, seconds))[worker]
+
+    async def ask_all() -> list[Any]:
+        return await asyncio.gather(*map(ask, workers), return_exceptions=True)
+
+    answers = client.sync(ask_all)
+    return {w: a for w, a in zip(workers, answers, strict=True) if not _missing(a)}
+
+
+def _missing(answer: Any) -> bool:
+    return isinstance(answer, OSError | TimeoutError | asyncio.CancelledError | KeyError)
+
+
+def silences(scheduler: Any, workers: Sequence[str]) -> dict[str, float]:
+    """Return the seconds since the last sign of life of each worker that has missed three."""
+    beat = heartbeat_interval(len(scheduler.workers))
+    now = time()
+    found = {w: now - scheduler.workers[w].last_seen for w in workers if w in scheduler.workers}
+    return {w: seconds for w, seconds in found.items() if seconds > 3 * beat}

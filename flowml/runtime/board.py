@@ -20,7 +20,7 @@ all processes of a machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic_ns
 from typing import NamedTuple
 
@@ -83,12 +83,23 @@ class Board:
         words[at + 1] = monotonic_ns()
         words[at] = step << _OPERATOR_BITS | operator_index
 
-    def pen(self, rank: int) -> Callable[[int, int], None]:
-        """Return ``enter`` for one rank as a function of (operator_index, step): half the cost."""
+    def pen(
+        self, rank: int, gone: Sequence[BaseException] = ()
+    ) -> Callable[[int, int], None]:
+        """Return ``enter`` for one rank as a function of (operator_index, step): half the cost.
+
+        Parameters
+        ----------
+        gone : sequence of exceptions
+            Once it holds any, the function raises the first: where no barrier is near, a rank
+            learns here that its run is over.
+        """
         words, at, now = self._words, rank * _LINE, monotonic_ns
         after = at + 1
 
         def enter(operator_index: int, step: int) -> None:
+            if gone:
+                raise gone[0]
             words[after] = now()
             words[at] = step << 16 | operator_index
 

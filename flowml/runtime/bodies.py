@@ -21,7 +21,7 @@ from flowml.runtime.calls import (
     call_gradient,
     check_finite_loss,
     check_outputs,
-    placed_errors,
+    raise_explained,
     returned,
 )
 from flowml.runtime.domain import Region, kept_by_source, reads_table_buffers
@@ -126,12 +126,20 @@ def load_body(pattern: Pattern, operator: PlanOperator) -> Act:
     assert isinstance(operator.action, Load)
     batch, put = rank.streams[operator.name].batch, publish(rank, operator)
     number, enter = rank.index[operator.name], rank.enter
+    slot, registers = rank.slots[operator.name, 0], rank.registers
+    is_read_elsewhere = any(region is not None for region in out_regions(rank, operator))
 
     def act(step: int) -> None:
         enter(number, step)
-        with placed_errors(spot_at(rank, operator, step)):
+        try:
             content, examples = batch(step)
-        put(step, [Value(content, examples) if examples else EMPTY])
+        except BaseException as error:
+            raise_explained(Spot(operator, rank.number, step, rank.worker), error)
+        value = Value(content, examples) if examples else EMPTY
+        if is_read_elsewhere:
+            put(step, [value])
+        else:
+            registers[slot] = value
 
     return act
 
@@ -208,7 +216,8 @@ def _gradient_in_place(pattern: Pattern, operator: PlanOperator) -> Act:
     buffers = region.buffers if region is not None else layout.allocate()
     rank.flats[operator.name, 0] = buffers
     out, made = layout.views(buffers), layout.views(buffers, writeable=False)
-    slot, registers, model = rank.slots[operator.name, 0], rank.registers, action.model
+    slot, registers = rank.slots[operator.name, 0], rank.registers
+    value_and_grad = action.model.value_and_grad
     number, enter, checks = rank.index[operator.name], rank.enter, rank.order.on_nonfinite == "stop"
     records = operator.name == loss_operator(rank.plan)
 
@@ -221,8 +230,10 @@ def _gradient_in_place(pattern: Pattern, operator: PlanOperator) -> Act:
         if examples == 0:
             registers[slot] = EMPTY
             return
-        with placed_errors(spot):
-            loss, _ = model.value_and_grad(*[v.content for v in values], out=out)
+        try:
+            loss, _ = value_and_grad(*[v[0] for v in values], out=out)
+        except BaseException as error:
+            raise_explained(spot(), error)
         if checks and not math.isfinite(loss):
             check_finite_loss(spot, loss)
         if records:

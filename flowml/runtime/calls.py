@@ -6,11 +6,12 @@ All executors call operators through here, so that they compute the same and com
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -63,6 +64,18 @@ class placed_errors:  # noqa: N801 - a context, named like those of contextlib
             raise explained(self._spot(), error) from error
 
 
+def raise_explained(spot: Spot, error: BaseException) -> NoReturn:
+    """Raise the error that the user sees for what a call raised; for ``except`` in the step loop.
+
+    Notes
+    -----
+    A ``try`` costs nothing where nothing is raised; ``placed_errors`` costs 0.5 us.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        raise error
+    raise explained(spot, error) from error
+
+
 def call(spot: Callable[[], Spot], function: Callable[..., Any], *inputs: Any) -> Any:
     """Call a function of the user.
 
@@ -75,15 +88,36 @@ def call(spot: Callable[[], Spot], function: Callable[..., Any], *inputs: Any) -
         return function(*inputs)
 
 
+@contextmanager
+def contained(operator: str) -> Iterator[None]:
+    """Turn ``SystemExit`` of the user's code outside of a step into an error.
+
+    Parameters
+    ----------
+    operator : str
+        Whose code runs.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        raise exited(f"operator {operator!r}", error.code, {
+            "operator": operator, "replica": -1, "step": 0, "worker": ""}) from error
+
+
+def exited(where: str, code: object, fields: dict[str, Any]) -> OperatorError:
+    """Return the error for a call of ``sys.exit``."""
+    return OperatorError(
+        where, "an operator must return", f"a call of sys.exit({code!r})",
+        "Raise an exception to stop the run.", kind="exited", **fields,
+    )
+
+
 def explained(spot: Spot, error: BaseException) -> FlowmlError:
     """Return the error that the user sees for what a call raised."""
     if isinstance(error, FlowmlError):
         return placed(error, spot)
     if isinstance(error, SystemExit):
-        return OperatorError(
-            spot.label, "an operator must return", f"a call of sys.exit({error.code!r})",
-            "Raise an exception to stop the run.", kind="exited", **spot.fields(),
-        )
+        return exited(spot.label, error.code, spot.fields())
     if isinstance(error, MemoryError):
         return OperatorError(
             spot.label, "ran out of memory", str(error), "Use smaller batches, or workers "

@@ -12,9 +12,10 @@ from flowml.actions import Aggregate
 from flowml.layout import Layout
 from flowml.plan import PlanOperator
 from flowml.reductions import reduce_slices
-from flowml.runtime.bodies import Act, out_regions, spot_at
-from flowml.runtime.calls import placed_errors
+from flowml.runtime.bodies import Act, out_regions
+from flowml.runtime.calls import Spot, raise_explained
 from flowml.runtime.domain import (
+    Region,
     layout_of_port,
     reads_table_buffers,
     region_of_port,
@@ -74,9 +75,12 @@ def members_of(pattern: Pattern, operator: PlanOperator, instance: int) -> list[
     for partial in remote_partials(plan, rank.domain, operator):
         if partial.instance == instance:
             region = rank.memory.region(partial.key)
-            found.append(Member(partial.subtree, region.header, lambda r=region: r.buffers,
-                                None, False, True))
+            found.append(_remote_member(partial.subtree, region))
     return found
+
+
+def _remote_member(subtree: Hashable, region: Region) -> Member:
+    return Member(subtree, region.header, lambda: region.buffers, None, False, True)
 
 
 def _local_member(pattern: Pattern, operator: PlanOperator, member: int) -> Member:
@@ -147,7 +151,7 @@ def _combiner(
         present = [m for m in members if weights[m.key]]
         if not present:
             return 0.0
-        with placed_errors(spot_at(rank, operator, step)):
+        try:
             if at_once and len(present) == len(members):
                 for add_up in at_once:
                     add_up(weights)
@@ -155,6 +159,8 @@ def _combiner(
                 for number, part, target in targets:
                     slices = {m.key: m.buffers()[number][part] for m in members}
                     reduce_slices(reduction, tree, slices, weights, target, spares[number]())
+        except BaseException as error:
+            raise_explained(Spot(operator, rank.number, step, rank.worker), error)
         total = 0.0
         for m in present:
             total += m.examples()

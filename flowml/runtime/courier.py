@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from time import monotonic
 from typing import Any
 
-from flowml.errors import StalledError
 from flowml.protocol.failures import PeerLost
 from flowml.protocol.mailbox import Mailbox, Parcel
 from flowml.runtime._dask import as_payload, event_loop, worker_rpc
@@ -18,6 +17,7 @@ from flowml.types import Array
 
 SLICE_SECONDS = 0.25
 TRIES = 3
+LONGEST_PULSE_SECONDS = 10.0
 
 
 class RpcCourier:
@@ -30,6 +30,12 @@ class RpcCourier:
     spec : RunSpec
     me : str
         Its address.
+
+    Attributes
+    ----------
+    on_silence : callable of (str, float)
+        Called in the waiting thread with the address of a worker that does not answer and the
+        seconds waited; it may raise. Does nothing unless set.
 
     Notes
     -----
@@ -48,6 +54,7 @@ class RpcCourier:
         self._mailbox = Mailbox(self._leaders, roster.run, roster.incarnation)
         self._changed = threading.Condition()
         self._error: BaseException | None = None
+        self.on_silence: Callable[[str, float], None] = _keep_waiting
 
     def put(self, parcel: Parcel) -> None:
         """Take in what another leader sent."""
@@ -66,8 +73,10 @@ class RpcCourier:
 
         Raises
         ------
-        PeerLost, StalledError
-            Naming the worker that is gone or silent.
+        PeerLost
+            Naming the worker that is gone.
+        BaseException
+            What ``fail`` was given, or what ``on_silence`` raised.
         """
         roster, number = self._spec.roster, self._mailbox.exchange
         sending = [
@@ -77,13 +86,18 @@ class RpcCourier:
             ))
             for domain in self._leaders
         ]
-        self._await_all(sending)
+        try:
+            self._await_all(dict(zip(self._leaders, sending, strict=True)))
+        except BaseException:
+            for future in sending:  # it may be waiting for a process that is stopped
+                future.cancel()
+            raise
         with self._changed:
             found = self._mailbox.take()
         asked = any(p.stop for p in found.values())
         return {d: p.content for d, p in found.items()}, asked
 
-    def _await_all(self, sending: list[Future[None]]) -> None:
+    def _await_all(self, sending: Mapping[int, Future[None]]) -> None:
         began = monotonic()
         while True:
             with self._changed:
@@ -93,35 +107,31 @@ class RpcCourier:
                 if missing:
                     self._changed.wait(SLICE_SECONDS)
                     missing = self._mailbox.missing()
-            for future in sending:
+            for future in sending.values():
                 if future.done():
                     future.result()
-            if not missing and all(f.done() for f in sending):
+            unsent = [d for d, f in sending.items() if not f.done()]
+            if not missing and not unsent:
                 return
             if not missing:
                 with self._changed:
                     self._changed.wait(0.0005)
             if monotonic() - began > self._spec.order.deadline_seconds:
-                began = self._check_pulse(missing, began)
+                began = self._check_pulse({*missing, *unsent}, began)
 
-    def _check_pulse(self, missing: tuple[int, ...], began: float) -> float:
-        """Return a new start of the wait if all whom we wait for still answer."""
+    def _check_pulse(self, awaited: set[int], began: float) -> float:
+        """Return a new start of the wait, after asking all whom we wait for to answer."""
         deadline = self._spec.order.deadline_seconds
-        for domain in missing:
+        for domain in sorted(awaited):
             address = self._leaders[domain]
             pulse = self._submit(self._pulse(address))
             try:
-                alive = pulse.result(min(deadline, 10.0))
+                alive = pulse.result(min(deadline, LONGEST_PULSE_SECONDS))
             except (TimeoutError, OSError):
                 alive = False
+                pulse.cancel()
             if not alive:
-                waited = monotonic() - began
-                raise StalledError(
-                    f"exchange with worker {address}", f"must answer within {deadline:g} s "
-                    "(deadline)", f"silence for {waited:.1f} s", "See whether that worker is "
-                    "stopped or cut off.", edge="exchange", waiting_for=address,
-                    since_seconds=waited,
-                )
+                self.on_silence(address, monotonic() - began)
         return monotonic()
 
     def _submit(self, coroutine: Any) -> Future[Any]:
@@ -160,3 +170,6 @@ class RpcCourier:
             str(failure), member=-1, kind="worker", worker=address, operator="",
         )
 
+
+def _keep_waiting(address: str, waited_seconds: float) -> None:
+    """Wait on, whoever is silent."""

@@ -3,16 +3,19 @@
 Threads of one process meet at a RankBarrier; the last of them crosses to the other processes of
 the host over a HostLink; the first process of each domain exchanges partial sums with the other
 domains, between two barriers of its own host.
+
+Once a run is over, for whatever reason, ranks leave at their next operator or barrier, and the
+Dask tasks that wait for them do not wait for a rank that sits in an operator.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,10 +23,16 @@ from flowml.actions import REPLICA
 from flowml.data.rows import Rows
 from flowml.data.source import Partition
 from flowml.data.stream import BatchStream
-from flowml.errors import FlowmlError, StalledError, StaleRunError
+from flowml.errors import (
+    FlowmlError,
+    StaleRunError,
+    StalledError,
+    WorkerLostError,
+)
 from flowml.protocol.failures import Aborted, PeerLost
 from flowml.protocol.superstep import Verdict
 from flowml.runtime.board import Board
+from flowml.runtime.crew import Crew
 from flowml.runtime.domain import DomainMemory, map_memory
 from flowml.runtime.exchange import Exchange
 from flowml.runtime.feeding import open_stream
@@ -35,10 +44,11 @@ from flowml.runtime.program import Programs, WindowRecord, run_window
 from flowml.runtime.rank import Rank, fill_shared, rank_tables, start_rules
 from flowml.runtime.runspec import RunSpec
 from flowml.runtime.segment import Segment
+from flowml.runtime.watch import WAITING, Watch
 from flowml.types import Array, Pytree
 
-WAITING = 65535
-"""Index on the board of a rank that stands at a barrier."""
+Committed = dict[int, dict[tuple[str, int], Pytree]]
+"""By steps that are done: (table, instance) -> its value then."""
 
 
 class Courier(Protocol):
@@ -49,6 +59,9 @@ class Courier(Protocol):
 
     def fail(self, error: BaseException) -> None:
         """Wake a waiting swap with an error."""
+
+    on_silence: Callable[[str, float], None]
+    """Called with a worker that does not answer and the seconds waited."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,8 @@ class Gang:
         self.spec = spec
         self.worker = worker
         self.ranks = spec.roster.ranks(worker)
-        self.error: BaseException | None = None
+        self.watch: Watch | None = None
+        self._gone: list[BaseException] = []
         self._courier = courier
         self._resident_bytes = resident_bytes
         self._parts: dict[tuple[str, int], Sequence[Rows | Partition]] = {}
@@ -92,17 +106,41 @@ class Gang:
         self._ended: WindowRecord | None = None
         self._link: HostLink | None = None
         self._segment: Segment | None = None
-        self._board: Board | None = None
-        self._pool: ThreadPoolExecutor | None = None
+        self._listener: HostListener | None = None
+        self._crew = Crew(f"flowml {spec.plan.graph}", self._release)
         self._barrier = RankBarrier(len(self.ranks), self._across)
         self._barrier.on_silence = self._local_silence
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why the run is over for this worker, if it is: the first cause that it knows."""
+        return self._gone[0] if self._gone else None
 
     def load(self, operator: str, rank: int, parts: Sequence[Rows | Partition]) -> None:
         """Take the data of one rank of one load operator."""
         self._parts[operator, rank] = parts
 
     def join(self, listener: HostListener | None) -> None:
-        """Meet the other processes of this host, share memory with them, and make the ranks."""
+        """Meet the other processes of this host, share memory with them, and make the ranks.
+
+        Raises
+        ------
+        HostUnreachable
+            If this host cannot share memory.
+        StalledError, WorkerLostError
+            If another process does not come, or has gone.
+        """
+        self._attend([partial(self._meet, listener)])
+
+    def _attend(self, functions: Sequence[Any]) -> list[Any]:
+        """Call functions in threads; raise the first cause if one failed or the run is over."""
+        errands = self._crew.run(functions)
+        errors = [e.error for e in errands if e.error is not None]
+        if errors or not all(e.finished for e in errands):
+            raise first_cause([*errors, *self._gone])
+        return [e.result for e in errands]
+
+    def _meet(self, listener: HostListener | None) -> None:
         spec = self.spec
         domain = spec.domain_of(self.worker)
         board_bytes = Board.nbytes(spec.plan.replicas, len(spec.roster.workers))
@@ -119,26 +157,27 @@ class Gang:
         else:
             self._segment = Segment.local(nbytes)
         block = self._segment.view(0, (nbytes,), np.uint8)
-        self._board = Board(block[:board_bytes], spec.plan.replicas, len(spec.roster.workers))
+        board = Board(block[:board_bytes], spec.plan.replicas, len(spec.roster.workers))
         memory = DomainMemory(memory_map, block)
         if self._leads:
             fill_shared(spec.plan, domain, memory, spec.layouts, spec.order.seed)
         if self._link is not None:
             self._link.barrier()
         for number in self.ranks:
-            self._states.append(self._rank(number, memory))
+            self._states.append(self._rank(number, memory, board))
             self._programs.append(Programs(self._states[-1]))
-        if len(self.ranks) > 1:
-            self._pool = ThreadPoolExecutor(len(self.ranks), f"flowml-{spec.name[:8]}")
+            self._states[-1].enter(WAITING, 0)
+        self.watch = Watch(spec, self.worker, board)
+        if self._courier is not None:
+            self._courier.on_silence = self.watch.silent
 
-    def _rank(self, number: int, memory: DomainMemory) -> Rank:
+    def _rank(self, number: int, memory: DomainMemory, board: Board) -> Rank:
         spec = self.spec
-        assert self._board is not None
         rank = Rank(
             spec.plan, number, spec.domain_of(self.worker), memory, spec.layouts, spec.order,
             self._streams(number), rank_tables(spec.plan, number, memory, spec.layouts,
                                                spec.order.seed),
-            self.worker, self._board.pen(number),
+            self.worker, board.pen(number, self._gone),
         )
         start_rules(rank)
         return rank
@@ -188,34 +227,27 @@ class Gang:
         return window
 
     def _run_ranks(self, start: int, stop: int) -> list[WindowRecord]:
-        if self._pool is None:
-            return [self._run_rank(0, start, stop)]
-        futures = [
-            self._pool.submit(self._run_rank, party, start, stop)
-            for party in range(len(self.ranks))
-        ]
-        wait(futures)
-        errors = [e for e in (f.exception() for f in futures) if e is not None]
-        for error in sorted(errors, key=lambda e: isinstance(e, Aborted)):
-            raise error
-        return [f.result() for f in futures]
+        parties = range(len(self.ranks))
+        return self._attend([partial(self._run_rank, p, start, stop) for p in parties])
 
-    def _run_rank(self, party: int, start: int, stop: int) -> WindowRecord:
+    def _run_rank(self, party: int, start: int, end: int) -> WindowRecord:
         rank = self._states[party]
 
-        def barrier(asked: bool, step: int, exchange: Exchange | None) -> bool:
+        def barrier(stop: bool, step: int, exchange: Exchange | None) -> bool:
             if party == 0:
                 self._exchange = exchange
             rank.enter(WAITING, step)
-            return self._barrier.wait(party, asked, step).stop
+            return self._barrier.wait(party, stop, step).stop
 
         try:
-            return run_window(
-                rank, self._programs[party], start, stop, barrier, self._stop.is_set
+            record = run_window(
+                rank, self._programs[party], start, end, barrier, self._stop.is_set
             )
+            rank.enter(WAITING, record.steps)
         except BaseException as error:
             self.abort(error)
             raise
+        return record
 
     def _across(self, stop: bool, flip: int) -> Verdict:
         """Meet the other processes, and between two barriers of the host the other domains."""
@@ -225,10 +257,19 @@ class Gang:
             return verdict
         stop = verdict.stop
         if self._leads and self._courier is not None:
-            received, asked = self._courier.swap(exchange.send(), stop)
+            received, asked = self._swap(self._courier, exchange, stop)
             exchange.take(received)
             stop = stop or asked
         return self._host_barrier(stop, flip)
+
+    def _swap(
+        self, courier: Courier, exchange: Exchange, stop: bool
+    ) -> tuple[dict[int, Array], bool]:
+        try:
+            return courier.swap(exchange.send(), stop)
+        except PeerLost as error:
+            assert self.watch is not None
+            raise self.watch.lost(error.worker) from error
 
     def _host_barrier(self, stop: bool, flip: int) -> Verdict:
         if self._link is None:
@@ -236,26 +277,8 @@ class Gang:
         try:
             return self._link.barrier(stop, flip)
         except PeerLost as error:
-            raise self.describe_lost(error) from error
-
-    def describe_lost(self, error: PeerLost) -> PeerLost:
-        """Return the error of a lost peer with its address and the operator it was in."""
-        worker = self.spec.roster.workers[error.member]
-        operator, step = self.last_report(worker)
-        return PeerLost(
-            f"worker {worker}", f"was lost in {operator!r}, step {step}", member=error.member,
-            kind="worker", worker=worker, operator=operator, step=step,
-        )
-
-    def last_report(self, worker: str) -> tuple[str, int]:
-        """Return the operator and step that a worker of this host was last seen in."""
-        assert self._board is not None
-        reports = [self._board.read(r) for r in self.spec.roster.ranks(worker)]
-        busy = [r for r in reports if r.operator_index != WAITING] or reports
-        first = busy[0]
-        if first.operator_index == WAITING:
-            return "barrier", first.step
-        return self.spec.plan.steps[first.operator_index].name, first.step
+            assert self.watch is not None
+            raise self.watch.lost(self.spec.roster.workers[error.member]) from error
 
     def _host_silence(self, missing: tuple[int, ...], waited: float) -> None:
         for member in missing:
@@ -265,39 +288,17 @@ class Gang:
         self._check_silence(self.worker, waited)
 
     def _check_silence(self, worker: str, waited: float) -> None:
-        """Raise when an awaited worker has been silent, or one operator busy, for too long."""
-        assert self._board is not None
-        order = self.spec.order
-        silence = 0.0 if worker == self.worker else self._board.silence(self.spec.member(worker))
-        reports = [self._board.read(r) for r in self.spec.roster.ranks(worker)]
-        busy = [r for r in reports if r.operator_index != WAITING]
-        if not busy or waited < min(order.deadline_seconds, order.step_seconds or waited + 1):
-            return
-        slowest = max(busy, key=lambda r: r.since_seconds)
-        operator = self.spec.plan.steps[slowest.operator_index]
-        limit = order.step_seconds
-        if limit is not None and slowest.since_seconds > limit:
-            what = f"must end within {limit:g} s (step_seconds)"
-        elif silence > order.deadline_seconds:
-            what = f"must give a sign of life within {order.deadline_seconds:g} s (deadline)"
-        else:
-            return
-        paused = self._board.paused(self.spec.member(worker))
-        got = f"replica {slowest.rank} in step {slowest.step} for {slowest.since_seconds:.1f} s"
-        if paused:
-            got += f"; worker paused at {paused} % memory"
-        raise StalledError(
-            f"{operator.label} on worker {worker}", what, got,
-            "See what it computes, or raise the limit.", edge=f"{operator.name} -> barrier",
-            waiting_for=f"replica {slowest.rank}", since_seconds=slowest.since_seconds,
-        )
+        if self.watch is not None:
+            self.watch.check(worker, waited)
 
     def beat(self, paused_percent: int = 0) -> None:
-        """Tell the other processes of this host that this one is alive."""
-        if self._board is not None:
-            member = self.spec.member(self.worker)
-            self._board.beat(member)
-            self._board.pause(member, paused_percent)
+        """Give a sign of life, and end the run if an operator of this process takes too long."""
+        if self.watch is None:
+            return
+        self.watch.beat(paused_percent)
+        overdue = self.watch.overdue()
+        if overdue is not None:
+            self.abort(overdue)
 
     def request_stop(self) -> None:
         """Let the run end at the next step in which its ranks meet."""
@@ -305,14 +306,15 @@ class Gang:
 
     def abort(self, error: BaseException) -> None:
         """Leave the loop: wake this worker's ranks with ``error`` and tell the other processes."""
-        if self.error is None:
-            self.error = error
-        if self._link is not None:
-            self._link.abort(f"{type(error).__name__}: {error}")
-            self._link.wake(error)
-        if self._courier is not None:
-            self._courier.fail(error)
+        self._gone.append(error)
+        link, courier = self._link, self._courier
+        if link is not None:
+            link.abort(f"{type(error).__name__}: {error}")
+            link.wake(error)
+        if courier is not None:
+            courier.fail(error)
         self._barrier.abort(error)
+        self._crew.leave()
 
     def tables(self) -> dict[tuple[str, int], Pytree]:
         """Return copies of the committed table instances whose first rank is here."""
@@ -325,36 +327,49 @@ class Gang:
                     found[table.name, instance] = rank.tables[table.name].copy()
         return found
 
-    def committed(self) -> tuple[int, dict[tuple[str, int], Pytree]]:
-        """Return the committed step of this worker and every table instance it can see."""
-        found = {}
+    def committed(self) -> Committed:
+        """Return copies of the last committed tables of each rank here, by its committed steps.
+
+        Notes
+        -----
+        Ranks of one worker may differ by the steps that they make between two barriers. Safe
+        after ``abort``: a rank that is still inside sits in an operator and cannot write into the
+        version that is copied, since it leaves before it begins another.
+        """
+        found: Committed = {}
         for rank in self._states:
+            tables = found.setdefault(rank.committed, {})
             for table in self.spec.plan.tables:
-                found[table.name, rank.instance(table.scope)] = rank.tables[table.name].copy()
-        return max((r.committed for r in self._states), default=0), found
+                key = table.name, rank.instance(table.scope)
+                if key not in tables:
+                    tables[key] = rank.tables[table.name].copy()
+        return found
 
     def take_snapshot(self, step: int) -> dict[tuple[str, int], Pytree]:
         """Return the tables kept after ``step`` steps, and forget them."""
         return self._snapshots.pop(step)
 
-    def close(self) -> None:
-        """Let go of threads, sockets, memory and data."""
-        closed = StaleRunError(f"graph {self.spec.plan.graph!r}", "the run has ended")
-        self._barrier.abort(closed)
-        if self._courier is not None:
-            self._courier.fail(closed)
+    def close(self, listener: HostListener | None = None) -> None:
+        """End the run here; let go of sockets, memory and data when the last thread is out."""
+        self._listener = listener
+        self.abort(StaleRunError(f"graph {self.spec.plan.graph!r}", "the run has ended"))
+        self._crew.close()
+
+    def _release(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
         if self._link is not None:
             self._link.close()
-        if self._pool is not None:
-            self._pool.shutdown(wait=True)
+        elif self._segment is not None:
+            self._segment.close()
         for rank in self._states:
             for stream in rank.streams.values():
                 stream.close()
         self._states.clear()
         self._programs.clear()
         self._parts.clear()
-        if self._segment is not None and self._link is None:
-            self._segment.close()
+        self._snapshots.clear()
+        self.watch = None
 
 
 def first_cause(errors: Sequence[BaseException]) -> BaseException:
@@ -362,15 +377,22 @@ def first_cause(errors: Sequence[BaseException]) -> BaseException:
 
     Notes
     -----
-    An operator's own error first, then the loss of a worker, then stalls; a rank that was told
-    to leave (Aborted, StaleRunError) only if nothing else is known.
+    An operator's own error first, of several the earliest step's and lowest replica's; then
+    stalls, lost workers, and what is not ours; a rank that was told to leave (Aborted,
+    StaleRunError) only if nothing else is known.
     """
-    def weight(error: BaseException) -> int:
-        if isinstance(error, Aborted | StaleRunError):
-            return 3
-        if isinstance(error, PeerLost):
-            return 1
-        return 0 if isinstance(error, FlowmlError) else 2
+    def order(error: BaseException) -> tuple[int, int, int]:
+        fields = error.fields if isinstance(error, FlowmlError) else {}
+        return _weight(error), int(fields.get("step", 0)), int(fields.get("replica", 0))
 
-    return min(errors, key=weight)
+    return min(errors, key=order)
 
+
+def _weight(error: BaseException) -> int:
+    if isinstance(error, Aborted | StaleRunError):
+        return 4
+    if not isinstance(error, FlowmlError):
+        return 3
+    if isinstance(error, WorkerLostError):
+        return 2
+    return 1 if isinstance(error, StalledError) else 0

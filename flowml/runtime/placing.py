@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from distributed import Client, Future
 
@@ -18,7 +18,7 @@ from flowml.runtime.outcome import Order
 from flowml.runtime.remote import count_partition, load_rank
 from flowml.runtime.shipping import ship
 
-_kept: weakref.WeakKeyDictionary[Client, dict[tuple[Any, ...], list[Future]]] = (
+_kept: weakref.WeakKeyDictionary[Client, dict[tuple[Any, ...], list[Future[Any]]]] = (
     weakref.WeakKeyDictionary()
 )
 """Shares that are already on workers, by client, for the next run on the same source."""
@@ -50,42 +50,52 @@ class Placement:
         """Each worker once, in the order of ranks."""
         return tuple(dict.fromkeys(self.workers))
 
-    def key(self, kind: str, name: str, *numbers: int) -> tuple[Any, ...]:
+    def key(self, kind: str, name: str, *numbers: int | str) -> tuple[Any, ...]:
         """Return a task key: prefix ``flowml:<kind>``, group with the operator's name."""
         return (f"flowml:{kind}-{name}.{self.suffix}", *numbers)
 
 
+Finish: TypeAlias = Callable[[Sequence[Future[Any]], str], list[Any]]
+"""Waits for tasks of an operator and returns what they return; the last item of a key is the
+address of the worker that the task is pinned to."""
+
+
 def place_data(
-    plan: Plan, order: Order, client: Client, placement: Placement
-) -> tuple[dict[str, Feed], list[Future]]:
+    plan: Plan, order: Order, client: Client, placement: Placement, finish: Finish
+) -> dict[str, Feed]:
     """Bring each rank's data to its worker.
+
+    Parameters
+    ----------
+    finish : callable
+        Waits for tasks; raises if one fails or its worker is lost.
 
     Returns
     -------
-    feeds, futures
-        The order of batches of each load, and the load tasks to wait for.
+    feeds
+        The order of batches of each load.
     """
-    feeds, futures = {}, []
+    feeds = {}
     for operator in loads(plan):
         action = operator.action
         assert isinstance(action, Load)
         if action.source.dealt:
             feed, tasks = _place_dealt(plan, operator, order, client, placement)
         elif isinstance(action.source, DaskSource):
-            feed, tasks = _place_collection(plan, operator, order, client, placement)
+            feed, tasks = _place_collection(plan, operator, order, client, placement, finish)
         else:
-            feed, tasks = _place_partitions(plan, operator, order, client, placement)
+            feed, tasks = _place_partitions(plan, operator, order, client, placement, finish)
+        finish(tasks, operator.name)
         feeds[operator.name] = feed
-        futures += tasks
         rows = sum(o.share.rows for o in feed.orders)
         parts = sum(len(o.share.counts) for o in feed.orders)
         order.tell(Loaded(operator.name, parts, rows))
-    return feeds, futures
+    return feeds
 
 
 def _place_dealt(
     plan: Plan, operator: PlanOperator, order: Order, client: Client, placement: Placement
-) -> tuple[Feed, list[Future]]:
+) -> tuple[Feed, list[Future[Any]]]:
     action = operator.action
     assert isinstance(action, Load)
     kept = _kept.setdefault(client, {})
@@ -114,8 +124,9 @@ def dealt_sizes(rows: int, replicas: int) -> list[int]:
 
 
 def _place_partitions(
-    plan: Plan, operator: PlanOperator, order: Order, client: Client, placement: Placement
-) -> tuple[Feed, list[Future]]:
+    plan: Plan, operator: PlanOperator, order: Order, client: Client, placement: Placement,
+    finish: Finish,
+) -> tuple[Feed, list[Future[Any]]]:
     action = operator.action
     assert isinstance(action, Load)
     partitions = action.source.partitions()
@@ -123,16 +134,15 @@ def _place_partitions(
     owner = {p: placement.workers[rank] for rank, mine in enumerate(ids) for p in mine}
     counting = {
         number: client.submit(
-            count_partition, ship(partition, partition), key=placement.key("load", operator.name, number),
+            count_partition, operator.name, ship(partition, partition),
+            key=placement.key("load", operator.name, number, owner[number]),
             workers=[owner[number]], pure=False,
         )
         for number, partition in enumerate(partitions)
         if partition.rows is None
     }
-    counts = [
-        int(counting[n].result()) if n in counting else int(p.rows or 0)
-        for n, p in enumerate(partitions)
-    ]
+    counted = dict(zip(counting, finish(list(counting.values()), operator.name), strict=True))
+    counts = [int(counted.get(n, p.rows or 0)) for n, p in enumerate(partitions)]
     feed = make_feed(operator, [[counts[i] for i in mine] for mine in ids], ids, order.seed)
     return feed, [
         _load(client, placement, operator, rank, [
@@ -142,8 +152,9 @@ def _place_partitions(
 
 
 def _place_collection(
-    plan: Plan, operator: PlanOperator, order: Order, client: Client, placement: Placement
-) -> tuple[Feed, list[Future]]:
+    plan: Plan, operator: PlanOperator, order: Order, client: Client, placement: Placement,
+    finish: Finish,
+) -> tuple[Feed, list[Future[Any]]]:
     """Compute the blocks of a Dask collection on the workers that will train on them."""
     action = operator.action
     assert isinstance(action, Load)
@@ -162,17 +173,17 @@ def _place_collection(
         _load(client, placement, operator, rank, [assembled[i] for i in mine])
         for rank, mine in enumerate(ids)
     ]
-    counts = client.gather(tasks)
+    counts = finish(tasks, operator.name)
     return make_feed(operator, counts, ids, order.seed), tasks
 
 
 def _load(
     client: Client, placement: Placement, operator: PlanOperator, rank: int, parts: Sequence[Any]
-) -> Future:
+) -> Future[Any]:
     return client.submit(
         load_rank, placement.run, operator.name, rank, *parts,
-        key=placement.key("load", operator.name, -1 - rank), workers=[placement.workers[rank]],
-        pure=False,
+        key=placement.key("load", operator.name, -1 - rank, placement.workers[rank]),
+        workers=[placement.workers[rank]], pure=False,
     )
 
 

@@ -10,21 +10,23 @@ from distributed import get_worker
 from flowml.data.blocks import evaluation_blocks
 from flowml.data.rows import Rows
 from flowml.data.source import Partition, count_rows
-from flowml.errors import WorkerLostError
 from flowml.plan import PlanOperator
+from flowml.runtime.calls import contained
 from flowml.runtime.evaluation import evaluate_source
 from flowml.runtime.feeding import Feed, open_stream
-from flowml.runtime.gang import Gang, Window
+from flowml.runtime.gang import Committed, Gang, Window
 from flowml.runtime.host_hello import HostUnreachable
 from flowml.runtime.runspec import RunSpec
 from flowml.runtime.values import copied
+from flowml.runtime.watch import Whereabouts
 from flowml.runtime.worker_plugin import NAME, FlowWorker
 from flowml.types import Pytree
 
 
 def plugin() -> FlowWorker:
     """Return flowml's part of the worker that this task runs on."""
-    found: FlowWorker = get_worker().plugins[NAME]
+    found = get_worker().plugins[NAME]
+    assert isinstance(found, FlowWorker)
     return found
 
 
@@ -33,10 +35,11 @@ def open_worker(run: str, transport: str) -> tuple[str, str]:
     return plugin().open(run, transport)
 
 
-def count_partition(shipped: bytes) -> int:
+def count_partition(operator: str, shipped: bytes) -> int:
     """Count the rows of a partition where they are not known."""
-    partition: Partition = cloudpickle.loads(shipped)
-    return count_rows(partition)
+    with contained(operator):
+        partition: Partition = cloudpickle.loads(shipped)
+        return count_rows(partition)
 
 
 def load_rank(run: str, operator: str, rank: int, *parts: Rows | bytes) -> tuple[int, ...]:
@@ -57,9 +60,12 @@ def first_batch(run: str, operator: str, rank: int, feed: Feed) -> tuple[Any, fl
     """Return a copy of a rank's first batch."""
     parts = plugin().parts(run, operator, rank)
     stream = open_stream(feed, rank, parts, prefetch=False)
-    content, examples = stream.batch(0)
-    stream.close()
-    return copied(content), examples
+    try:
+        with contained(operator):
+            content, examples = stream.batch(0)
+            return copied(content), examples
+    finally:
+        stream.close()
 
 
 def join_gang(shipped: bytes, *after: object) -> str:
@@ -78,7 +84,10 @@ def run_superstep_window(
     before: object = None,
 ) -> Window:
     """Run one window of steps of this worker's ranks."""
-    return plugin().gang(run, incarnation).run_window(number, start, stop, snapshot)
+    here = plugin()
+    gang = here.gang(run, incarnation)
+    here.all_met(run)
+    return gang.run_window(number, start, stop, snapshot)
 
 
 def take_snapshot(run: str, incarnation: int, step: int) -> dict[tuple[str, int], Pytree]:
@@ -107,24 +116,16 @@ def request_stop(run: str, dask_worker: Any) -> None:
         gang.request_stop()
 
 
-def abort_run(run: str, reason: str, dask_worker: Any) -> None:
-    """Make a worker's ranks leave their loop (in ``client.run``)."""
+def committed_tables(run: str, dask_worker: Any) -> Committed:
+    """Return the last committed tables of a worker's ranks (in ``client.run``)."""
     gang = _gang(run, dask_worker)
-    if gang is not None:
-        gang.abort(WorkerLostError("run", reason, kind="worker", worker="", operator=""))
+    return gang.committed() if gang is not None else {}
 
 
-def committed_tables(run: str, dask_worker: Any) -> tuple[int, dict[tuple[str, int], Pytree]]:
-    """Return the last committed step of a worker and its tables (in ``client.run``)."""
+def whereabouts(run: str, worker: str, dask_worker: Any) -> Whereabouts | None:
+    """Return where another worker was last seen from this one (in ``client.run``)."""
     gang = _gang(run, dask_worker)
-    return gang.committed() if gang is not None else (-1, {})
-
-
-def close_run(run: str, dask_worker: Any) -> None:
-    """Forget a run (in ``client.run``)."""
-    found = dask_worker.plugins.get(NAME)
-    if found is not None:
-        found.close(run)
+    return gang.watch.whereabouts(worker) if gang is not None and gang.watch is not None else None
 
 
 def _gang(run: str, dask_worker: Any) -> Gang | None:

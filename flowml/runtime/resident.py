@@ -1,8 +1,8 @@
 """The resident executor, driver side: windows of steps on a gang of workers.
 
 The driver places the data, lets the workers meet, and submits thin window tasks two ahead; between
-windows it looks at evaluations, deadlines and lost workers. Everything that moves in a step moves
-between the workers themselves.
+windows it looks at evaluations and reasons to stop, and all the time (oversight.py) at the workers.
+Everything that moves in a step moves between the workers themselves.
 """
 
 from __future__ import annotations
@@ -12,40 +12,44 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from distributed import Client, Future, wait
+import numpy as np
+import optree
+from distributed import Client, Future
 
-from flowml.errors import FlowmlError, OperatorError, PlanError, WorkerLostError
-from flowml.events import Evaluated, RunStarted, WindowDone
+from flowml.errors import FlowmlError, PlanError, WorkerLostError
+from flowml.events import Evaluated, RunStarted, Warned, WindowDone, WorkerLost
 from flowml.plan import Plan
-from flowml.protocol.failures import Aborted, PeerLost
 from flowml.protocol.roster import Roster, Seat
 from flowml.runtime import remote
 from flowml.runtime.attach import Worker
 from flowml.runtime.board import Board
 from flowml.runtime.domain import Layouts, map_memory
 from flowml.runtime.feeding import Feed, steps_per_epoch, total_steps
-from flowml.runtime.gang import Window, first_cause
+from flowml.runtime.gang import Committed, Window
 from flowml.runtime.outcome import HistoryBuilder, Order, Outcome, evaluation_due
+from flowml.runtime.oversight import Interrupted, Oversight, settled
 from flowml.runtime.placing import Placement, evaluation_data, place_data
 from flowml.runtime.probe import probe
 from flowml.runtime.runspec import RunSpec, without_sources
 from flowml.runtime.serial import evaluated_table
 from flowml.runtime.shipping import ship_plan
+from flowml.runtime.tablestate import initial
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
-VERDICT_SECONDS = 3.0
-"""How long the driver waits for the workers that remain to say what happened."""
 FIRST_WINDOW_STEPS = 8
 LARGEST_GROWTH = 8
 PAUSE_SHARE = 0.8
 """Dask pauses a worker whose memory is fuller than this share of its limit."""
+
+
+Pending = tuple[int, int, int, list[Future[Any]]]
+"""A window that was submitted: its number, first step, end, and a task a worker."""
 
 
 @dataclass
@@ -72,7 +76,14 @@ class Resident:
         addresses = tuple(w.address for w in self.workers)
         self.placement = Placement(name, addresses, name[:7] + "0")
         self.outcome = Outcome(self.plan)
+        self.oversight = Oversight(
+            self.client, name, {w: tuple(r for r, a in enumerate(addresses) if a == w)
+                                for w in self.placement.distinct},
+            self.order.deadline_seconds, self.should_stop,
+        )
         self.history = HistoryBuilder()
+        self._seen: Committed = {}
+        """The last tables that were sent here for a snapshot or an evaluation."""
         self.steps_per_second = 0.0
 
     # -- before the first step ----------------------------------------------------------------
@@ -88,54 +99,48 @@ class Resident:
         try:
             self._admit()
             addresses = self._open()
-            feeds, loading = place_data(self.plan, self.order, self.client, self.placement)
-            self._finish(loading, "load")
+            feeds = place_data(
+                self.plan, self.order, self.client, self.placement, self.oversight.finish)
             layouts = layouts or self._probe(feeds)
             self._check_memory(layouts)
             self._join(feeds, layouts, addresses)
             self._loop(list(feeds.values()))
         except FlowmlError as error:
             self._fail(error)
+        except Interrupted:
+            self.outcome.status = "stopped"
+            self._rescue([])
         finally:
-            self._close()
+            self.oversight.close()
         self.outcome.history = self.history.columns()
         return self.outcome
-
-    def _ask(self, request: str, **message: Any) -> dict[str, Any]:
-        try:
-            reply = self.client.sync(getattr(self.client.scheduler, request), **message)
-        except (OSError, TimeoutError) as error:
-            raise WorkerLostError("scheduler", "must answer", str(error), "Is the cluster still "
-                                  "running?", kind="scheduler", worker="") from error
-        if reply is None:
-            raise PlanError("scheduler", "must have flowml's plugin", "none", "It was restarted: "
-                            "run again with a new client.")
-        found: dict[str, Any] = reply
-        return found
 
     def _admit(self) -> None:
         """Wait for a slot on every worker; say who holds them."""
         name = self.placement.run
-        reply = self._ask("flowml_admit", run=name, client=self.client.id,
-                          workers=list(self.placement.distinct), name=self.plan.graph)
+        reply = self.oversight.ask("flowml_admit", run=name, client=self.client.id,
+                                   workers=list(self.placement.distinct), name=self.plan.graph)
         if reply["status"] == "refused":
             raise PlanError("cluster", reply["message"])
-        told = False
-        while reply["status"] == "queued" and not self.should_stop():
-            if not told:
-                logger.warning("graph %r %s", self.plan.graph, reply["message"])
-                told = True
+        if reply["status"] == "queued":
+            self._warn(f"graph {self.plan.graph!r} {reply['message']}")
+        while reply["status"] == "queued":
             time.sleep(POLL_SECONDS)
-            reply = self._ask("flowml_standing", run=name)
+            reply = self.oversight.look((), "admission")
         self.order.tell(RunStarted(name, self.plan.graph, "resident", self.plan.replicas,
                                    self.order.steps))
 
+    def _warn(self, text: str) -> None:
+        if self.order.on_event is None:
+            logger.warning(text)
+        self.order.tell(Warned(text))
+
     def _submit(self, kind: str, name: str, worker: str, number: int, function: Any,
-                *inputs: Any, priority: int = 0) -> Future:
-        return self.client.submit(
+                *inputs: Any, priority: int = 0) -> Future[Any]:
+        return self.oversight.opened(self.client.submit(
             function, *inputs, key=self.placement.key(kind, name, number, worker),
             workers=[worker], pure=False, priority=priority,
-        )
+        ))
 
     def _open(self) -> dict[str, tuple[str, str]]:
         name = self.placement.run
@@ -143,7 +148,7 @@ class Resident:
             self._submit("join", "open", w, 0, remote.open_worker, name, self.transport)
             for w in self.placement.distinct
         ]
-        return dict(zip(self.placement.distinct, self._finish(tasks, "join"), strict=True))
+        return dict(zip(self.placement.distinct, self.oversight.finish(tasks, "join"), strict=True))
 
     def _probe(self, feeds: dict[str, Feed]) -> Layouts:
         """Fetch one batch of each load and try a step on it here."""
@@ -152,7 +157,7 @@ class Resident:
             rank = next(r for r, o in enumerate(feed.orders) if o.batches())
             task = self._submit("load", name, self.placement.workers[rank], 1 << 30 | number,
                                 remote.first_batch, self.placement.run, name, rank, feed)
-            batches[name] = self._finish([task], name)[0]
+            batches[name] = self.oversight.finish([task], name)[0]
         return probe(self.plan, batches, self.order.seed)
 
     def _check_memory(self, layouts: Layouts) -> None:
@@ -192,7 +197,7 @@ class Resident:
                 self._submit("join", "gang", w, self.incarnation, remote.join_gang, shipped)
                 for w in self.placement.distinct
             ]
-            refusals = dict(zip(self.placement.distinct, self._finish(tasks, "join"), strict=True))
+            refusals = dict(zip(self.placement.distinct, self.oversight.finish(tasks, "join"), strict=True))
             unlinked = {roster.domain(w) for w, why in refusals.items() if why}
             if not unlinked:
                 return
@@ -209,7 +214,8 @@ class Resident:
         self.outcome.steps_per_epoch = epoch
         self.outcome.dropped_rows = {f.name: f.dropped() for f in feeds}
         began = time.monotonic()
-        pending: deque[tuple[int, int, int, list[Future]]] = deque()
+        self.oversight.begun = True
+        pending: deque[Pending] = deque()
         submitted, number, stopping = 0, 0, False
         while submitted < last or pending:
             while submitted < last and len(pending) < self.windows_ahead and not stopping:
@@ -222,11 +228,14 @@ class Resident:
                 break
             _, start, stop, futures = pending[0]
             stopping = self._await_window(futures, began, stopping)
-            windows = self._finish(futures, "superstep")
+            windows = self.oversight.finish(futures, "superstep")
             pending.popleft()
-            if self._take(windows, start, stop, last, epoch):
+            ended = self._take(windows, start, stop, last, epoch)
+            self.outcome.seconds = time.monotonic() - began
+            if ended:
                 break
-        self.outcome.seconds = time.monotonic() - began
+        if self.outcome.status == "done" and self.outcome.steps < last:
+            self.outcome.status = "stopped"
         self._collect()
         self._evaluate(self.outcome.steps, ends=True)
 
@@ -246,7 +255,7 @@ class Resident:
             step < last and bool(evaluation_due(self.plan, step, epoch, last=False)))
 
     def _submit_window(self, number: int, start: int, stop: int, epoch: int, last: int,
-                       pending: deque[tuple[int, int, int, list[Future]]]) -> list[Future]:
+                       pending: deque[Pending]) -> list[Future[Any]]:
         before = pending[-1][3] if pending else [None] * len(self.placement.distinct)
         snapshot = self._looked_at(stop, last, epoch)
         names = ".".join(o.name for o in self.plan.steps)[:60]
@@ -256,19 +265,18 @@ class Resident:
             for w, b in zip(self.placement.distinct, before, strict=True)
         ]
 
-    def _await_window(self, futures: list[Future], began: float, stopping: bool) -> bool:
+    def _await_window(self, futures: list[Future[Any]], began: float, stopping: bool) -> bool:
         """Wait for a window, looking for lost workers and reasons to stop."""
-        limit = self.order.max_seconds
-        while not _settled(futures):
+        while True:
+            over = settled(futures)
+            limit = self.order.max_seconds
             late = limit is not None and time.monotonic() - began >= limit
             if not stopping and (late or self.should_stop()):
                 stopping = True
-                self._on_workers(remote.request_stop, self.placement.workers[:1])
-            self._check_lost(futures, "superstep")
-        if not stopping and limit is not None and time.monotonic() - began >= limit:
-            stopping = True
-            self._on_workers(remote.request_stop, self.placement.workers[:1])
-        return stopping or self.should_stop()
+                self.oversight.stop()
+            if over:
+                return stopping
+            self.oversight.look(futures, "superstep")
 
     def _take(self, windows: list[Window], start: int, stop: int, last: int, epoch: int) -> bool:
         """Record a window; return whether the run has ended in it."""
@@ -283,8 +291,9 @@ class Resident:
             cap = self.steps_per_second * LARGEST_GROWTH or FIRST_WINDOW_STEPS * LARGEST_GROWTH
             self.steps_per_second = min(rate, cap)
         loss = records[0].history["loss"]
-        self.order.tell(WindowDone(step, seconds, max(step - start, 1),
-                                   float(loss[-1]) if len(loss) else None))
+        if step > start:
+            self.order.tell(WindowDone(step - 1, seconds, step - start,
+                                       float(loss[-1]) if len(loss) else None))
         stopped = any(r.stopped for r in records)
         if stopped or step < stop:
             self.outcome.status = "until" if any(r.ended for r in records) else "stopped"
@@ -300,8 +309,9 @@ class Resident:
             for w in self.placement.distinct
         ]
         found: dict[tuple[str, int], Any] = {}
-        for part in self._finish(tasks, "snapshot"):
+        for part in self.oversight.finish(tasks, "snapshot"):
             found |= part
+        self._seen = {step: found}
         if step in self.order.snapshots:
             self.outcome.snapshots[step] = _by_table(self.plan, found)
         self._evaluate(step, ends=False, tables=found)
@@ -313,7 +323,7 @@ class Resident:
             for w in self.placement.distinct
         ]
         found: dict[tuple[str, int], Any] = {}
-        for part in self._finish(tasks, "snapshot"):
+        for part in self.oversight.finish(tasks, "snapshot"):
             found |= part
         self.outcome.tables = _by_table(self.plan, found)
         if self.outcome.steps in self.order.snapshots:
@@ -331,114 +341,47 @@ class Resident:
             blocks = evaluation_data(operator, self.client, worker)
             task = self._submit("evaluate", name, worker, step, remote.evaluate_table, shipped,
                                 {(table, 0): value}, table, step, *blocks, priority=10)
-            metrics = self._finish([task], name)[0]
+            metrics = self.oversight.finish([task], name)[0]
             self.outcome.metrics.append({"step": step, "name": name, **metrics})
             self.order.tell(Evaluated(step=step, name=name, metrics=metrics))
 
     # -- what goes wrong ----------------------------------------------------------------------
 
-    def _finish(self, futures: list[Future], operator: str) -> list[Any]:
-        """Wait for tasks; raise the first cause if one failed."""
-        while not _settled(futures):
-            self._check_lost(futures, operator)
-        failed = [f for f in futures if f.status != "finished"]
-        if not failed:
-            return list(self.client.gather(futures))
-        self._abort("another replica failed")
-        self._settle(futures)
-        errors = [_error_of(f, operator) for f in futures if f.status not in ("finished", "pending")]
-        cause = first_cause(errors)
-        if isinstance(cause, Aborted | PeerLost):
-            self._check_lost(futures, operator)
-        if isinstance(cause, FlowmlError):
-            raise cause
-        raise OperatorError(f"operator {operator!r}", f"raised {type(cause).__name__}: {cause}",
-                            operator=operator, replica=-1, step=self.outcome.steps,
-                            worker="", kind="raised") from cause
-
-    def _check_lost(self, futures: list[Future], operator: str) -> None:
-        """Raise if a worker of the run has left the cluster."""
-        reply = self._ask("flowml_standing", run=self.placement.run)
-        if not reply.get("lost"):
-            return
-        lost = reply["lost"][0]
-        self._settle(futures)
-        where = operator
-        for future in futures:
-            if future.status == "error":
-                error = _error_of(future, operator)
-                if isinstance(error, WorkerLostError) and error.fields.get("operator"):
-                    where = str(error.fields["operator"])
-        raise WorkerLostError(
-            f"worker {lost}", f"was lost in {where!r}, after step {self.outcome.steps}",
-            fix="The tables of the last committed step are in error.run.tables.",
-            kind="worker", worker=lost, operator=where, step=self.outcome.steps,
-        )
-
-    def _settle(self, futures: list[Future]) -> None:
-        """Give tasks that have been told to leave the time to do so."""
-        end = time.monotonic() + VERDICT_SECONDS
-        while time.monotonic() < end:
-            reply = self._ask("flowml_standing", run=self.placement.run)
-            lost = set(reply.get("lost", ()))
-            alive = [f for f in futures if f.key[-1] not in lost]
-            if _settled(alive, 0.1):
-                return
-
-    def _abort(self, reason: str) -> None:
-        self._on_workers(remote.abort_run, self.placement.distinct, reason)
-
-    def _on_workers(self, function: Any, workers: tuple[str, ...], *inputs: Any) -> dict[str, Any]:
-        """Run a short function on the workers that are still there."""
-        there = [w for w in workers if w in self.client.nthreads()]
-        if not there:
-            return {}
-        found: dict[str, Any] = self.client.run(
-            function, self.placement.run, *inputs, workers=there, on_error="return")
-        return found
-
     def _fail(self, error: FlowmlError) -> None:
         """Keep the error and the last committed tables."""
         self.outcome.error, self.outcome.status = error, "failed"
-        if error.fields.get("kind") == "scheduler":
+        if isinstance(error, WorkerLostError) and error.kind == "worker":
+            self.order.tell(WorkerLost(error.worker, self.outcome.steps))
+        replies: list[Committed] = []
+        with suppress(FlowmlError):  # the first error counts; without answers there are no tables
+            self.oversight.abort("another replica failed")
+            replies = self.oversight.committed()
+        self._rescue(replies)
+
+    def _rescue(self, replies: list[Committed]) -> None:
+        """Take the tables of the last step that all ranks that are left have committed.
+
+        Notes
+        -----
+        Tables of one group or replica are None where their ranks are lost, or ahead of it by
+        steps that they make without meeting the others.
+        """
+        found: Committed = {}
+        for reply in replies:
+            for step, tables in reply.items():
+                found.setdefault(step, {}).update(tables)
+        found = found or self._seen
+        if found:
+            self.outcome.steps = min(found)
+            self.outcome.tables = _by_table(self.plan, found[self.outcome.steps])
             return
-        with suppress(OSError, TimeoutError, FlowmlError):
-            self._abort(str(error.where))
-            replies = self._on_workers(remote.committed_tables, self.placement.distinct)
-            found = [r for r in replies.values() if isinstance(r, tuple) and r[0] >= 0]
-            newest: dict[tuple[str, int], Any] = {}
-            for step, tables in sorted(found, key=lambda r: r[0]):
-                newest |= tables
-                self.outcome.steps = step
-            if newest:
-                self.outcome.tables = _by_table(self.plan, newest)
-
-    def _close(self) -> None:
-        """Leave nothing behind on workers and scheduler."""
-        with suppress(OSError, TimeoutError, FlowmlError):
-            self._on_workers(remote.close_run, self.placement.distinct)
-            self._ask("flowml_release", run=self.placement.run)
-
-
-def _settled(futures: list[Future], timeout: float = POLL_SECONDS) -> bool:
-    """Wait a moment; tell whether all are finished or one has failed."""
-    pending = [f for f in futures if f.status == "pending"]
-    if pending:
-        with suppress(TimeoutError, CancelledError), pending[0].client.as_current():
-            wait(pending, timeout=timeout, return_when="FIRST_COMPLETED")
-    return all(f.status != "pending" for f in futures) or any(
-        f.status in ("error", "cancelled", "lost") for f in futures)
-
-
-def _error_of(future: Future, operator: str) -> BaseException:
-    if future.status == "finished":
-        return Aborted(operator, "was told to leave", member=-1, cause="")
-    if future.status != "error":
-        return WorkerLostError(f"task of {operator!r}", "must finish", future.status,
-                               "Is the scheduler still running?", kind="scheduler", worker="",
-                               operator=operator)
-    error = future.exception()
-    return error if error is not None else RuntimeError("unknown")
+        self.outcome.steps = 0
+        with suppress(FlowmlError):  # an init that fails is the error that brought us here
+            self.outcome.tables = {
+                t.name: [optree.tree_map(np.array, initial(self.plan, t, i, self.order.seed))
+                         for i in range(self.plan.instances(t.scope))]
+                for t in self.plan.tables
+            }
 
 
 def _by_table(plan: Plan, found: dict[tuple[str, int], Any]) -> dict[str, list[Any]]:

@@ -8,33 +8,23 @@ state of a rule before the rule runs.
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import cloudpickle
 import numpy as np
 
-from flowml.actions import Load, Update
+from flowml.actions import Update
 from flowml.data.blocks import evaluation_blocks
 from flowml.data.rows import Rows
-from flowml.data.share import BatchOrder, deal_indices
-from flowml.data.shelf import Shelf
-from flowml.data.source import Partition, count_rows
 from flowml.layout import layout_of
 from flowml.plan import Firing, Plan
 from flowml.runtime.calls import Spot
 from flowml.runtime.evaluation import evaluate_source
-from flowml.runtime.feeding import seeds
-from flowml.runtime.outcome import Order
 from flowml.runtime.serial import SerialState, flatten, operate
-from flowml.runtime.shipping import ship, ship_plan
 from flowml.runtime.tablestate import RuleState, TableInstance, make_instance, whole
 from flowml.runtime.tasksetting import on_worker
+from flowml.runtime.taskshipment import Shipment, Shipped
 from flowml.runtime.taskvalues import (
-    Batch,
     Between,
     Flat,
     Made,
@@ -43,115 +33,8 @@ from flowml.runtime.taskvalues import (
     aligned,
     value_of,
 )
-from flowml.runtime.values import EMPTY, Kept, Value
+from flowml.runtime.values import Kept, Value
 from flowml.types import Pytree
-
-_ordering = threading.Lock()
-"""A BatchOrder remembers permutations; tasks in threads of one process share it."""
-
-
-@dataclass(frozen=True)
-class Shipment:
-    """What tasks need of a run; every task reads it by reference.
-
-    Attributes
-    ----------
-    plan : Plan
-        Without the sources, except in a standalone graph.
-    order : Order
-    token : str
-        Names the run; stands for the contents in Dask's tokens.
-    """
-
-    plan: Plan
-    order: Order
-    token: str
-
-    def __dask_tokenize__(self) -> tuple[str, str]:
-        return ("flowml", self.token)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        shipped = ship_plan((self.plan, self.order, self.token), self.plan)
-        return _opened, (shipped,)
-
-
-def _opened(shipped: bytes) -> Shipment:
-    return Shipment(*cloudpickle.loads(shipped))
-
-
-@dataclass(frozen=True)
-class Shipped:
-    """A partition that travels with the user's functions by value."""
-
-    partition: Partition
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _unpacked, (ship(self.partition, self.partition),)
-
-
-def _unpacked(shipped: bytes) -> Shipped:
-    return Shipped(cloudpickle.loads(shipped))
-
-
-# --- data -------------------------------------------------------------------------------------
-
-
-def count_partition(shipped: Shipped) -> int:
-    """Count the rows of a partition where they are not known."""
-    with on_worker():
-        return count_rows(shipped.partition)
-
-
-def read_partition(shipped: Shipped, rows: int) -> Rows:
-    """Read one partition, which must have ``rows`` rows."""
-    with on_worker():
-        shelf = Shelf([shipped.partition], [rows], prefetch=False, resident_bytes=0)
-        return shelf.rows(0, lambda: 0)
-
-
-def own_share(shipment: Shipment, name: str, rank: int) -> Rows:
-    """Return what one rank is dealt of a source that is in memory (standalone graphs)."""
-    operator = shipment.plan.operator(name)
-    assert isinstance(operator.action, Load)
-    rows: Rows = operator.action.source.rows()
-    entropy = seeds(operator, shipment.order.seed)
-    return rows.take(deal_indices(len(rows), shipment.plan.replicas, seed=entropy)[rank])
-
-
-def own_partition(shipment: Shipment, name: str, number: int) -> Shipped:
-    """Return one partition of a source, not read yet (standalone graphs)."""
-    action = shipment.plan.operator(name).action
-    assert isinstance(action, Load)
-    return Shipped(action.source.partitions()[number])
-
-
-def load_batch(order: BatchOrder, step: int, steps_per_epoch: int, *parts: Rows) -> Between:
-    """Gather a rank's batch of a step.
-
-    Parameters
-    ----------
-    parts : Rows
-        The partitions that ``order.positions`` names for the batch, in that order.
-    """
-    with on_worker():
-        with _ordering:
-            pieces = order.pieces(*divmod(step, steps_per_epoch))
-        return _batch([p.take(index) for (_, index), p in zip(pieces, parts, strict=True)])
-
-
-def load_share(*parts: Rows) -> Between:
-    """Put a rank's whole share together: its batch in every step where ``batch_size`` is None."""
-    with on_worker():
-        return _batch([part.compact() for part in parts if len(part)])
-
-
-def _batch(parts: list[Rows]) -> Between:
-    if not parts:
-        return EMPTY
-    rows = Rows.concat(parts).aligned()
-    examples = float(rows.examples())
-    return Batch(rows, examples) if examples else EMPTY
-
 
 # --- operators --------------------------------------------------------------------------------
 

@@ -67,17 +67,13 @@ class TaskCluster:
         futures = self.submit(tasks, tasks, place)
         try:
             self.lookout.settle(futures)
-            return list(self.client.gather(futures))
+            return self.lookout.gather(futures)
         finally:
             self.keep(self.futures.keys() - tasks.keys())
 
-    def value(self, key: Key) -> Any:
-        """Return a value that has been computed."""
-        return self.client.gather(self.futures[key])
-
     def values(self, keys: Iterable[Key]) -> list[Any]:
         """Return values that have been computed."""
-        return list(self.client.gather([self.futures[key] for key in keys]))
+        return self.lookout.gather([self.futures[key] for key in keys])
 
     def rescue(self, keys: Sequence[Key], seconds: float) -> list[Any] | None:
         """Return values of a cluster in trouble, or None if they cannot be had in time."""

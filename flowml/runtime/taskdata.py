@@ -17,8 +17,9 @@ from flowml.events import Loaded
 from flowml.plan import Plan, PlanOperator
 from flowml.runtime.feeding import Feed, dealt_shares, loads, make_feed, partition_ids
 from flowml.runtime.outcome import Order
-from flowml.runtime.taskcalls import Shipped, count_partition
 from flowml.runtime.taskcluster import TaskCluster
+from flowml.runtime.taskloads import count_partition
+from flowml.runtime.taskshipment import Shipped
 from flowml.runtime.taskwindow import DaskFuture, RankShare
 
 
@@ -136,7 +137,7 @@ class Placing:
                     )
         self.cluster.lookout.settle(list(counting.values()))
         found = list(pieces.rows)
-        counted = self.cluster.client.gather(list(counting.values()))
+        counted = self.cluster.lookout.gather(list(counting.values()))
         for number, rows in zip(counting, counted, strict=True):
             found[number] = rows
         return [[found[number] or 0 for number in mine] for mine in ids]

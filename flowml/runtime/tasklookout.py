@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
+from concurrent.futures import wait as wait_for
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from distributed import KilledWorker, wait
 
 from flowml.errors import FlowmlError, OperatorError, StalledError, WorkerLostError
 from flowml.plan import Plan
+from flowml.runtime._dask import start_gathering
 from flowml.runtime.outcome import Order
 from flowml.runtime.taskwindow import DaskClient, DaskFuture
 
@@ -78,6 +80,19 @@ class Lookout:
         error = self.error(waited)
         if error is not None:
             raise error
+
+    def gather(self, futures: Sequence[DaskFuture]) -> list[Any]:
+        """Fetch the values of tasks that have ended well, looking for lost workers meanwhile."""
+        coming = start_gathering(self.client, futures)
+        try:
+            while not wait_for([coming], SLICE_SECONDS).done:
+                self.look()
+            return coming.result()
+        except (OSError, CancelledError, KeyError) as error:
+            self.look()
+            raise self._lost("", [f.key for f in futures]) from error
+        finally:
+            coming.cancel()
 
     def error(self, futures: Sequence[DaskFuture]) -> FlowmlError | None:
         """Return the error of the earliest step among tasks that failed, or None."""

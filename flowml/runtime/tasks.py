@@ -30,10 +30,11 @@ from flowml.runtime.feeding import steps_per_epoch, total_steps
 from flowml.runtime.outcome import HistoryBuilder, Order, Outcome, evaluation_due, history_block
 from flowml.runtime.runspec import without_sources
 from flowml.runtime.serial import evaluated_table
-from flowml.runtime.taskcalls import Shipment, evaluate_table
+from flowml.runtime.taskcalls import evaluate_table
 from flowml.runtime.taskcluster import TaskCluster
 from flowml.runtime.taskdata import Placing
 from flowml.runtime.tasklookout import Lookout
+from flowml.runtime.taskshipment import Shipment
 from flowml.runtime.tasktables import by_name, fetch_tables, first_tables, set_down, shown
 from flowml.runtime.taskvalues import Record
 from flowml.runtime.taskwindow import (
@@ -216,7 +217,7 @@ class TaskRun:
         if mark.stop == window.stop:
             wanted |= window.carry.keys()
         self.lookout.settle(self.cluster.futures[key] for key in wanted)
-        record: Record = self.cluster.value(mark.record)
+        record: Record = self.cluster.values([mark.record])[0]
         self._write_history(mark, record.losses, seconds)
         self.good, self.outcome.unsent = dict(mark.tables), mark.unsent
         self.outcome.steps = self.lookout.step = mark.stop

@@ -21,8 +21,8 @@ from flowml.reductions import Tree, reduce_slices
 from flowml.reductions import partial as partial_sum
 from flowml.runtime.calls import Spot, call, returned
 from flowml.runtime.serial import flatten
-from flowml.runtime.taskcalls import Shipment
 from flowml.runtime.tasksetting import on_worker
+from flowml.runtime.taskshipment import Shipment
 from flowml.runtime.taskvalues import Between, Flat, aligned, value_of
 from flowml.runtime.values import EMPTY, Value
 from flowml.types import Array

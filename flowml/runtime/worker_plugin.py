@@ -1,12 +1,14 @@
 """flowml on a Dask worker: holds the gangs of its runs and answers other workers.
 
-Handlers run on the worker's event loop and only pass things on; ranks run in Dask's task threads
-or in threads of the gang.
+Handlers run on the worker's event loop and only pass things on; ranks run in threads of the gang.
+A run that has ended leaves its name for a while: a task of it that comes late is refused and cannot
+bring anything of it back.
 """
 
 from __future__ import annotations
 
-import logging
+import threading
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +17,8 @@ from tornado.ioloop import PeriodicCallback
 
 from flowml.data.rows import Rows
 from flowml.data.source import Partition
-from flowml.errors import FlowmlError, StaleRunError, WorkerLostError
+from flowml.errors import FlowmlError, StaleRunError
+from flowml.protocol.failures import Aborted
 from flowml.protocol.mailbox import Parcel
 from flowml.runtime._dask import add_request, add_stream, remove_names
 from flowml.runtime.courier import RpcCourier
@@ -25,11 +28,11 @@ from flowml.runtime.host_hello import HostListener
 from flowml.runtime.host_key import host_key
 from flowml.runtime.process_settings import ProcessSettings
 from flowml.runtime.runspec import RunSpec
-
-logger = logging.getLogger(__name__)
+from flowml.runtime.watch import BEAT_SECONDS
 
 NAME = "flowml"
-BEAT_SECONDS = 0.5
+ENDED_RUNS = 1000
+"""Names of ended runs that a worker remembers."""
 RESIDENT_SHARE = 4
 """Partitions may fill a quarter of the worker's memory limit."""
 
@@ -47,9 +50,13 @@ class FlowWorker(WorkerPlugin):
         self._couriers: dict[str, RpcCourier] = {}
         self._listeners: dict[str, HostListener] = {}
         self._parts: dict[str, dict[tuple[str, int], Sequence[Rows | Partition]]] = {}
+        self._ended: deque[str] = deque(maxlen=ENDED_RUNS)
+        self._lock = threading.RLock()  # tasks and handlers run in different threads
         add_request(worker, "flowml_exchange", self.take_parcel)
         add_request(worker, "flowml_pulse", self.pulse)
-        add_stream(worker, "flowml-abort", self.abort_from_scheduler)
+        add_stream(worker, "flowml-lost", self.worker_lost)
+        add_stream(worker, "flowml-abort", self.abort)
+        add_stream(worker, "flowml-close", self.close)
         self._beat = PeriodicCallback(self.beat, BEAT_SECONDS * 1000)
         self._beat.start()
 
@@ -58,19 +65,25 @@ class FlowWorker(WorkerPlugin):
         self._beat.stop()
         for run in [*self.gangs, *self._listeners, *self._parts]:
             self.close(run)
-        remove_names(worker, "flowml_exchange", "flowml_pulse", "flowml-abort")
+        remove_names(worker, "flowml_exchange", "flowml_pulse", "flowml-lost", "flowml-abort",
+                     "flowml-close")
 
     def open(self, run: str, transport: str) -> tuple[str, str]:
         """Listen for the other processes of this host; return the host key and the address."""
         key = host_key(transport)
         if transport == "rpc":
             return key, ""
-        listener = self._listeners.setdefault(run, HostListener())
-        return key, listener.address
+        with self._lock:
+            self._refuse_ended(run)
+            if run not in self._listeners:
+                self._listeners[run] = HostListener()
+            return key, self._listeners[run].address
 
     def load(self, run: str, operator: str, rank: int, parts: Sequence[Rows | Partition]) -> None:
         """Take the data of one rank."""
-        self._parts.setdefault(run, {})[operator, rank] = parts
+        with self._lock:
+            self._refuse_ended(run)
+            self._parts.setdefault(run, {})[operator, rank] = parts
 
     def parts(self, run: str, operator: str, rank: int) -> Sequence[Rows | Partition]:
         """Return the data of one rank, before it has joined."""
@@ -85,25 +98,20 @@ class FlowWorker(WorkerPlugin):
     def join(self, spec: RunSpec) -> None:
         """Make this worker's gang and meet the others."""
         run, me = spec.name, self.worker.address
-        stale = self.gangs.pop(run, None)
-        if stale is not None:
-            stale.close()
-        courier = None
-        if len(spec.roster.domains) > 1:
-            courier = self._couriers[run] = RpcCourier(self.worker, spec, me)
-        ranks = max(1, len(spec.roster.ranks(me)))
+        self.close_gang(run)
         limit = self.worker.memory_manager.memory_limit
+        ranks = max(1, len(spec.roster.ranks(me)))
         resident = limit // RESIDENT_SHARE // ranks if limit else RESIDENT_BYTES
-        gang = Gang(spec, me, courier, resident)
-        for (operator, rank), parts in self._parts.get(run, {}).items():
-            gang.load(operator, rank, parts)
-        self.settings.begin(run, spec.plan.blas_threads)
-        self.gangs[run] = gang
+        with self._lock:
+            self._refuse_ended(run)
+            courier = None
+            if len(spec.roster.domains) > 1:
+                courier = self._couriers[run] = RpcCourier(self.worker, spec, me)
+            gang = self.gangs[run] = Gang(spec, me, courier, resident)
+            for (operator, rank), parts in self._parts.get(run, {}).items():
+                gang.load(operator, rank, parts)
+            self.settings.begin(run, spec.plan.blas_threads)
         gang.join(self._listeners.get(run))
-        listener = self._listeners.pop(run, None)
-        if listener is not None:
-            listener.close()
-        self._parts.pop(run, None)
 
     def gang(self, run: str, incarnation: int) -> Gang:
         """Return the gang of a run.
@@ -123,16 +131,31 @@ class FlowWorker(WorkerPlugin):
         gang.spec.roster.fence(bytes.fromhex(run), incarnation, "task")
         return gang
 
-    def close(self, run: str) -> None:
-        """Forget a run."""
-        gang = self.gangs.pop(run, None)
-        listener = self._listeners.pop(run, None)
-        self._parts.pop(run, None)
-        self._couriers.pop(run, None)
+    def all_met(self, run: str) -> None:
+        """Let go of what only a further try to meet would need."""
+        with self._lock:
+            listener = self._listeners.pop(run, None)
+            self._parts.pop(run, None)
         if listener is not None:
             listener.close()
+
+    def _refuse_ended(self, run: str) -> None:
+        if run in self._ended:
+            raise StaleRunError(f"worker {self.worker.address}", "the run has ended here")
+
+    def close(self, run: str) -> None:
+        """Forget a run. Must not raise: it is a stream handler."""
+        with self._lock:
+            if run not in self._ended:
+                self._ended.append(run)
+            gang = self.gangs.pop(run, None)
+            listener = self._listeners.pop(run, None)
+            self._parts.pop(run, None)
+            self._couriers.pop(run, None)
         if gang is not None:
-            gang.close()
+            gang.close(listener)  # its threads may still meet there
+        elif listener is not None:
+            listener.close()
         self.settings.end(run)
 
     def beat(self) -> None:
@@ -151,7 +174,7 @@ class FlowWorker(WorkerPlugin):
         """Take in a partial sum from another host."""
         courier = self._couriers.get(run.hex())
         if courier is None:
-            return {"status": "later"}
+            return {"status": "the run has ended" if run.hex() in self._ended else "later"}
         try:
             courier.put(Parcel(run, incarnation, exchange, sender, stop, content))
         except FlowmlError as error:
@@ -162,10 +185,16 @@ class FlowWorker(WorkerPlugin):
         """Answer, as long as this worker is in the run."""
         return {"status": "OK" if run in self.gangs else "gone"}
 
-    def abort_from_scheduler(self, run: str, worker: str) -> None:
+    def worker_lost(self, run: str, worker: str) -> None:
         """End a run because a worker of it was lost. Must not raise: it is a stream handler."""
         gang = self.gangs.get(run)
+        if gang is not None and gang.watch is not None:
+            gang.abort(gang.watch.lost(worker))
+        else:
+            self.abort(run, f"worker {worker} was lost")
+
+    def abort(self, run: str, reason: str) -> None:
+        """Let the ranks of a run leave. Must not raise: it is a stream handler."""
+        gang = self.gangs.get(run)
         if gang is not None:
-            gang.abort(WorkerLostError(
-                f"worker {worker}", "left the cluster", kind="worker", worker=worker, operator="",
-            ))
+            gang.abort(Aborted("run", "was told to leave", reason, member=-1, cause=reason))

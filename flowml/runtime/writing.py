@@ -12,8 +12,8 @@ from flowml.actions import Assign
 from flowml.errors import FlowmlError
 from flowml.plan import PlanOperator
 from flowml.rules import At
-from flowml.runtime.bodies import Act, out_regions, spot_at
-from flowml.runtime.calls import Spot, all_finite, diverged, placed_errors, returned
+from flowml.runtime.bodies import Act, out_regions
+from flowml.runtime.calls import Spot, all_finite, diverged, raise_explained, returned
 from flowml.runtime.combining import Member, members_of
 from flowml.runtime.inputs import Getter, Pattern, getter
 from flowml.runtime.rank import Rank, slice_of
@@ -46,8 +46,10 @@ def write_body(pattern: Pattern, operator: PlanOperator) -> Act:
         old, new = mine[at % count], mine[(at + 1) % count]
         current = old
         for writer, examples, slices in contributions(step):
-            with placed_errors(spot_at(rank, operator, step)):
+            try:
                 apply(step, writer, examples, current, slices, new)
+            except BaseException as error:
+                raise_explained(Spot(operator, rank.number, step, rank.worker), error)
             current = new
         if current is old:
             for source, target in zip(old, new, strict=True):

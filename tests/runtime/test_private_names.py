@@ -1,0 +1,101 @@
+"""Every name of Dask that is not public is used in one file, and is still where it was."""
+
+import ast
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from distributed import Client, LocalCluster
+
+from flowml.runtime import _dask
+
+PACKAGE = Path(__file__).resolve().parents[2] / "flowml"
+PUBLIC = {
+    "dask", "dask.base", "dask.config", "dask.highlevelgraph", "dask.sizeof", "dask.task_spec",
+    "dask.typing", "dask.utils", "distributed", "distributed.diagnostics.plugin",
+}
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "_dask.py")
+
+
+@pytest.fixture(scope="module")
+def cluster_of_one():
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
+    ) as cluster, Client(cluster) as client:
+        yield cluster, client
+
+
+def dask_modules(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the modules and private names of Dask that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            private = [a.name for a in node.names if a.name.startswith("_")]
+            found = [module, *(f"{module}.{name}" for name in private)]
+        else:
+            continue
+        yield from ((node.lineno, name) for name in found
+                    if name.partition(".")[0] in ("dask", "distributed"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_one_file_imports_what_is_not_public(path):
+    wrong = [f"line {line}: {name}" for line, name in dask_modules(path) if name not in PUBLIC]
+    assert wrong == []
+
+
+def test_every_function_of_the_file_says_what_it_wraps():
+    functions = [f for name, f in inspect.getmembers(_dask, inspect.isfunction)
+                 if f.__module__ == _dask.__name__ and not name.startswith("_")]
+    assert functions
+    assert [f.__name__ for f in functions if not f.__doc__] == []
+
+
+def test_arrays_are_marked_and_functions_pickled():
+    assert type(_dask.as_payload(b"x")).__name__ == "Serialize"
+    assert isinstance(_dask.pickled(lambda: 1), bytes)
+
+
+def test_a_worker_has_handlers_connections_and_a_profiler(cluster_of_one):
+    cluster, _ = cluster_of_one
+    worker = next(iter(cluster.workers.values()))
+    _dask.add_request(worker, "flowml_test", print)
+    _dask.add_stream(worker, "flowml-test", print)
+    assert worker.handlers["flowml_test"] is print
+    assert "flowml-test" in worker.stream_handlers
+    _dask.remove_names(worker, "flowml_test", "flowml-test")
+    assert "flowml_test" not in worker.handlers
+    assert "flowml-test" not in worker.stream_handlers
+    assert _dask.worker_rpc(worker, worker.address).address == worker.address
+    assert _dask.event_loop(worker).is_running()
+    profiler = _dask.statistical_profiler(worker)
+    assert profiler is None or profiler.callback_time > 0
+
+
+def test_a_scheduler_tells_workers_and_has_handlers(cluster_of_one):
+    cluster, client = cluster_of_one
+    scheduler = cluster.scheduler
+    assert isinstance(scheduler.handlers, dict)
+    assert isinstance(scheduler.stream_handlers, dict)
+    assert client.run_on_scheduler(lambda dask_scheduler: _dask.tell_workers(dask_scheduler, {})) \
+        is None
+
+
+def test_values_are_fetched_within_a_time(cluster_of_one):
+    _, client = cluster_of_one
+    ready = client.submit(int, 3)
+    assert _dask.gather_within(client, [ready], 10.0) == [3]
+    assert _dask.gather_within(client, [client.submit(int, "x")], 10.0) is None
+    gathering = _dask.start_gathering(client, [ready, ready])
+    assert gathering.result(10.0) == [3, 3]
+
+
+def test_functions_run_on_workers_within_a_time(cluster_of_one):
+    cluster, client = cluster_of_one
+    address = next(iter(client.nthreads()))
+    found = _dask.run_within(client, pow, 2, 3, workers=[address], seconds=10.0)
+    assert found == {address: 8}
+    assert _dask.silences(cluster.scheduler, [address, "tcp://nobody:1"]) == {}
