@@ -2,10 +2,11 @@
 
     python benchmarks/compile_scale.py [--quick] [--json FILE] [--repetitions N]
 
-Three times are taken for each size: *collect* is ``fl.Graph(...)`` (names, check), *compile* is check,
-place, fuse and lower of that graph, *emit* unrolls four steps of the plan into Dask tasks. The slope is
-that of a straight line through the largest sizes on log-log axes: 1 is linear. The exit status is 0
-whatever the numbers are.
+Three times are taken for each size: *collect* is ``fl.Graph(...)`` (names, check), *compile* is
+check, place, fuse and lower of that graph, *emit* unrolls four steps of the plan into Dask tasks.
+They are CPU times of this process, which computes in one thread and waits for nothing: what else the
+machine runs changes them less than wall times. The slope is that of a straight line through the
+largest sizes on log-log axes: 1 is linear. The exit status is 0 whatever the numbers are.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,10 @@ def declare(operators: int) -> list[fl.Handle]:
 
     Notes
     -----
-    One load, then blocks of ten: a chain of maps over the batch, half of which also read the table of
-    their block, an aggregate, an update of that table, and an assign of what a map makes of the
-    result. So the graph is wide (a block a table) and deep (a chain a block), and tables, aggregates
-    and writes, two of them in order for each table, grow with it.
+    One load, then blocks of ten: a chain of maps over the batch, half of which also read the table
+    of their block, an aggregate, an update of that table, and an assign of what a map makes of the
+    result. So the graph is wide (a block a table) and deep (a chain a block), and tables,
+    aggregates and writes, two of them in order for each table, grow with it.
     """
     rows = np.zeros((4096, 2), "float32")
     batch = fl.load(rows, batch_size=1)
@@ -125,29 +126,37 @@ def emitted(course: Course) -> int:
 
 
 def seconds_of(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the wall time of a call, begun with nothing for the garbage collector, and its result."""
+    """Return the CPU time of a call, begun with no garbage, and its result."""
     gc.collect()
-    began = time.perf_counter()
+    began = time.process_time()
     result = function()
-    return time.perf_counter() - began, result
+    return time.process_time() - began, result
 
 
-def measure(operators: int, replicas: int, repetitions: int) -> Point:
-    """Return the medians for one size."""
-    found: dict[str, list[float]] = {stage: [] for stage in STAGES}
-    graph: LogicalGraph
-    for _ in range(repetitions):
-        sinks = declare(operators)
-        seconds, built = seconds_of(lambda sinks=sinks: fl.Graph(*sinks, name="scale"))
-        found["collect"].append(seconds)
-        graph = built.logical
-        seconds, plan = seconds_of(lambda graph=graph: compile_graph(graph, replicas))
-        found["compile"].append(seconds)
-        course = course_of(plan)
-        seconds, tasks = seconds_of(lambda course=course: emitted(course))
-        found["emit"].append(seconds)
-    medians = {stage: statistics.median(times) for stage, times in found.items()}
-    return Point(len(graph.operators), replicas, tasks, **medians)
+def sample(operators: int, replicas: int) -> Point:
+    """Take each time once for one size."""
+    sinks = declare(operators)
+    collect, built = seconds_of(lambda: fl.Graph(*sinks, name="scale"))
+    graph: LogicalGraph = built.logical
+    compiling, plan = seconds_of(lambda: compile_graph(graph, replicas))
+    course = course_of(plan)
+    emitting, tasks = seconds_of(lambda: emitted(course))
+    return Point(len(graph.operators), replicas, tasks, collect, compiling, emitting)
+
+
+def measure(sizes: Sequence[tuple[int, int]], repetitions: int) -> list[Point]:
+    """Return the medians for each (operators, replicas).
+
+    Notes
+    -----
+    All sizes are taken once, then all again, so that a busy spell of the machine does not fall on
+    one size alone.
+    """
+    rounds = [[sample(*size) for size in sizes] for _ in range(repetitions)]
+    return [
+        replace(found[0], **{s: statistics.median(getattr(p, s) for p in found) for s in STAGES})
+        for found in zip(*rounds, strict=True)
+    ]
 
 
 def slope(sizes: Sequence[float], times: Sequence[float]) -> float:
@@ -176,7 +185,8 @@ def shown(points: Sequence[Point], axis: str, start: int, found: dict[str, float
     for p in points:
         times = "".join(f"{1000 * getattr(p, s):>13.2f}" for s in STAGES)
         lines.append(f"{getattr(p, axis):>10} {p.tasks:>9}{times}")
-    lines.append(f"{'slope':>10} {f'>= {start}':>9}" + "".join(f"{found[s]:>13.2f}" for s in STAGES))
+    ends = "".join(f"{found[s]:>13.2f}" for s in STAGES)
+    lines.append(f"{'slope':>10} {f'>= {start}':>9}{ends}")
     return "\n".join(lines)
 
 
@@ -189,17 +199,18 @@ def main(given: Sequence[str] | None = None) -> int:
     options = parser.parse_args(given)
     sizes = QUICK if options.quick else FULL
     repetitions = options.repetitions or sizes.repetitions
-    measure(10, 2, 1)  # imports and caches
+    sample(10, 2)  # imports and caches
     report: dict[str, Any] = {"emitted_steps": EMITTED_STEPS, "repetitions": repetitions}
     directions = (
         ("replicas", sizes.replicas_from, [(20, count) for count in sizes.replicas]),
         ("operators", sizes.operators_from, [(count, 2) for count in sizes.operators]),
     )
     for axis, start, wanted in directions:
-        points = [measure(*size, repetitions) for size in wanted]
+        points = measure(wanted, repetitions)
         found = slopes(points, axis, start)
         fixed = "20 operators" if axis == "replicas" else "2 replicas"
-        print(f"{axis}, at {fixed}; medians of {repetitions}; emit of {EMITTED_STEPS} steps\n"
+        print(f"{axis}, at {fixed}; CPU time, medians of {repetitions}; "
+              f"emit of {EMITTED_STEPS} steps\n"
               f"{shown(points, axis, start, found)}\n")
         report[axis] = {"points": [asdict(p) for p in points], "from": start, "slopes": found}
         steep = [f"{stage} {found[stage]:.2f}" for stage in STAGES if found[stage] > LINEAR]

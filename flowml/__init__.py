@@ -1,12 +1,25 @@
 """Dataflow graphs for distributed machine learning on Dask."""
 
-from __future__ import annotations
+from importlib.metadata import version as _version
 
 from flowml import codecs, data, models, schedules
 from flowml.clipping import by_leaf, clip_norm
+from flowml.collect import closest as _closest
 from flowml.differentiate import value_and_grad
+from flowml.errors import (
+    CheckpointError,
+    DataError,
+    DivergedError,
+    FlowmlError,
+    GraphError,
+    OperatorError,
+    PlanError,
+    StaleRunError,
+    StalledError,
+    WorkerLostError,
+)
+from flowml.execution import Run
 from flowml.operators import (
-    Handle,
     aggregate,
     assign,
     evaluate,
@@ -22,3 +35,55 @@ from flowml.operators import (
 from flowml.reductions import Reduction, trimmed_mean
 from flowml.rules import Rule, adagrad, adam, adamw, add, rmsprop, sgd
 from flowml.run import Graph
+from flowml.types import calling_site as _calling_site
+
+__version__ = _version("flowml")
+
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "DivergedError",
+    "FlowmlError",
+    "Graph",
+    "GraphError",
+    "OperatorError",
+    "PlanError",
+    "Reduction",
+    "Rule",
+    "Run",
+    "StaleRunError",
+    "StalledError",
+    "WorkerLostError",
+    "__version__",
+    "adagrad",
+    "adam",
+    "adamw",
+    "add",
+    "aggregate",
+    "assign",
+    "by_leaf",
+    "clip_norm",
+    "codecs",
+    "data",
+    "evaluate",
+    "gradient",
+    "here",
+    "load",
+    "map",
+    "models",
+    "rmsprop",
+    "schedules",
+    "sgd",
+    "sparse_table",
+    "table",
+    "trimmed_mean",
+    "until",
+    "update",
+    "value_and_grad",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Refuse a name that flowml does not have, with the closest one that it has."""
+    near = _closest(name, __all__) or f"Known: {', '.join(__all__)}."
+    raise AttributeError(f"{_calling_site()}: flowml has no {name!r}. {near.strip()}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 from flowml.errors import FlowmlError
@@ -49,7 +50,9 @@ class Run:
         self._stop = threading.Event()
         self._finished = threading.Event()
         self._execute = execute
-        self._thread = threading.Thread(target=self._body, name=f"flowml {graph.name}")
+        # In the caller's context: inside a Dask task that says which cluster is the current one.
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(self._body,), name=f"flowml {graph.name}")
         self._thread.daemon = True
         self._thread.start()
 

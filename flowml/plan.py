@@ -49,7 +49,7 @@ class PlanOperator:
     placement: Placement
     phase: int
     sliced: bool
-    """Every rank of the instance does its slice of the flat buffers; else the lowest rank does all."""
+    """Every rank of the instance does its slice of the flat buffers; else the lowest does all."""
 
     @property
     def writes(self) -> str | None:
@@ -183,6 +183,11 @@ class Firing:
     plan: Plan
     _memo: dict[tuple[str, int], bool] = field(default_factory=dict, repr=False, compare=False)
 
+    @cached_property
+    def horizon(self) -> int:
+        """Steps after which every edge has delivered, and edges of all periods took turns."""
+        return max(512, 2 * sum(p.every for o in self.plan.operators for p in o.inputs))
+
     def pattern(self, step: int) -> frozenset[str]:
         """Return the names of the operators that fire in ``step``."""
         return frozenset(o.name for o in self.plan.steps if self.fires(o, step))
@@ -236,25 +241,25 @@ class Firing:
                 shares = shares or crossing or operator.scope != REPLICA
         return frozenset(busy if shares else ())
 
-    def keeps(self, port: PlanPort, horizon: int = 512) -> bool:
+    def keeps(self, port: PlanPort) -> bool:
         """Tell whether an edge with a period has to keep values between its firings.
 
         Notes
         -----
-        It need not when the newest value is wanted and the source makes one in every step in
-        which the edge delivers.
+        It need not when the newest value of a table is wanted and its write fires in every step
+        in which the edge delivers. Other values have examples, which add up.
         """
         if port.table or port.every == 1:
             return False
         source = self.plan.operator(port.source)
-        return port.keep != "last" or any(
-            self.delivers(port, s) and not self.fires(source, s) for s in range(horizon)
+        return port.keep != "last" or source.writes is None or any(
+            self.delivers(port, s) and not self.fires(source, s) for s in range(self.horizon)
         )
 
-    def holds(self, port: PlanPort, reader: PlanOperator, horizon: int = 512) -> bool:
+    def holds(self, port: PlanPort, reader: PlanOperator) -> bool:
         """Tell whether the reader ever fires while the edge delivers nothing new."""
         if port.table and port.every == 1:
             return False
         return any(
-            self.fires(reader, s) and not self.delivers(port, s) for s in range(horizon)
+            self.fires(reader, s) and not self.delivers(port, s) for s in range(self.horizon)
         )

@@ -22,13 +22,15 @@ from flowml.compiler.stages import compile_graph
 from flowml.drawing import as_mermaid, as_svg, as_text, mimebundle
 from flowml.drawing.text import counted
 from flowml.errors import FlowmlError, PlanError
-from flowml.events import Event
-from flowml.execution import Run
+from flowml.events import Event, Finished, RunStarted
+from flowml.execution import Execute, Run
+from flowml.progress import ProgressLine
 from flowml.cluster_run import Asked, probe_here, run_on_cluster, seat_workers
 from flowml.graph import LogicalGraph
 from flowml.handles import Handle
 from flowml.plan import Plan
-from flowml.runtime.attach import attached
+from flowml.runtime.attach import attached, leave_pool
+from flowml.runtime.feeding import expected_steps
 from flowml.runtime.outcome import Order, Outcome
 from flowml.runtime.serial import run_serial
 from flowml.runtime.shipping import check_ships
@@ -194,8 +196,10 @@ class Graph:
             max_seconds=max_seconds,
             deadline_seconds=float(parse_timedelta(deadline or configuration.read("deadline"))),
             step_seconds=step_seconds or configuration.read("step-seconds"),
-            on_nonfinite=on_nonfinite or configuration.read("on-nonfinite"), on_event=on_event,
+            on_nonfinite=on_nonfinite or configuration.read("on-nonfinite"),
         )
+        line = ProgressLine(configuration.read("progress") if progress is None else progress)
+        order = replace(order, on_event=_both(line, on_event))
         if steps is None and epochs is None and not dry_run:
             raise PlanError(f"graph {self.name!r}", "a run needs steps= or epochs=", "neither",
                             "For example graph.run(epochs=10).")
@@ -205,11 +209,12 @@ class Graph:
             return Run(self.logical, lambda stop: _dry(plan, order))
         if name == "serial":
             plan = compile_graph(self.logical, replicas or 1, groups, blas_threads=threads)
-            return Run(self.logical, lambda stop: run_serial(plan, order, stop))
+            return Run(self.logical, _told(line, order, lambda stop: _serial(plan, order, stop)))
         if replicas is not None:  # tell what is wrong before a cluster is looked for
             compile_graph(self.logical, replicas, groups, blas_threads=threads)
         asked = Asked(self.logical, replicas, groups, threads, name, cluster, order)
-        return Run(self.logical, lambda stop: run_on_cluster(asked, stop))
+        leave_pool()
+        return Run(self.logical, _told(line, order, lambda stop: run_on_cluster(asked, stop)))
 
     def plan(self, replicas: int, groups: Groups = None) -> CompiledPlan:
         """Return the physical plan for a number of replicas; see :class:`CompiledPlan`."""
@@ -245,6 +250,38 @@ class Graph:
             return explain(self.logical, replicas, groups, probe=None, hosts=hosts)
         measured = replace(measure(self.logical, replicas), cores=cores)
         return explain(self.logical, replicas, groups, probe=measured, hosts=hosts)
+
+
+def _both(
+    line: ProgressLine, on_event: Callable[[Event], None] | None
+) -> Callable[[Event], None] | None:
+    if on_event is None:
+        return line if line.visible else None
+    listener = on_event
+
+    def tell(event: Event) -> None:
+        line(event)
+        listener(event)
+
+    return tell
+
+
+def _told(line: ProgressLine, order: Order, execute: Execute) -> Execute:
+    """Tell the end of a run, and take its line off the terminal however it ends."""
+
+    def run(stop: Callable[[], bool]) -> Outcome:
+        with line:
+            outcome = execute(stop)
+            order.tell(Finished(outcome.status, outcome.steps, outcome.seconds))
+            return outcome
+
+    return run
+
+
+def _serial(plan: Plan, order: Order, stop: Callable[[], bool]) -> Outcome:
+    total = expected_steps(plan, order.seed, order.steps, order.epochs)
+    order.tell(RunStarted("", plan.graph, "serial", plan.replicas, total))
+    return run_serial(plan, order, stop)
 
 
 def _dry(plan: Plan, order: Order) -> Outcome:

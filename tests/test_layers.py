@@ -18,8 +18,8 @@ LAYERS = {
     3: "handles operators differentiate data models protocol drawing",
     4: "collect history runtime simulate",
     5: "compiler",
-    6: "execution cluster_run compiled report testing",
-    7: "run driver compare progress",
+    6: "execution cluster_run compiled progress report testing",
+    7: "run driver compare",
     8: "cli demo doctor sklearn torch jax dashboard __init__ __main__",
 }
 LEVEL = {word: level for level, words in LAYERS.items() for word in words.split()}

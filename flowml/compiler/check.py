@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 from flowml.actions import (
     GLOBAL,
@@ -110,7 +111,7 @@ def _writes_in_order(graph: LogicalGraph) -> list[FlowmlError]:
     errors: list[FlowmlError] = []
     for table in graph.tables:
         writers = graph.writers(table.name)
-        for first, second in zip(writers, writers[1:], strict=False):
+        for first, second in pairwise(writers):
             if not _reaches(graph, place, first, second):
                 errors.append(GraphError(
                     f"table {table.name!r} ({table.site})",
@@ -137,7 +138,9 @@ def _reaches(
         for port in graph.operator(pending.pop()).inputs:
             if port.source == first.name and not port.table:
                 return True
-            if not port.table and port.source not in seen and place[port.source] > place[first.name]:
+            if port.table or port.source in seen:
+                continue
+            if place[port.source] > place[first.name]:
                 seen.add(port.source)
                 pending.append(port.source)
     return False

@@ -50,7 +50,9 @@ def _operator(
     )
 
 
-def _port(graph: LogicalGraph, reader: Operator, number: int, port: Port, crosses: bool) -> PlanPort:
+def _port(
+    graph: LogicalGraph, reader: Operator, number: int, port: Port, crosses: bool
+) -> PlanPort:
     period = port.edge.period
     if period is None:
         return PlanPort(port.source, port.output, port.table, crosses=crosses)
@@ -61,7 +63,7 @@ def _port(graph: LogicalGraph, reader: Operator, number: int, port: Port, crosse
 def _default_keep(
     graph: LogicalGraph, reader: Operator, number: int, port: Port
 ) -> Literal["last", "sum", "mean"]:
-    """What the steps between become: semantics.md section 3."""
+    """Return what the steps between become: semantics.md section 3."""
     if port.table or graph.operator(port.source).writes or number > 0:
         return "last"
     if isinstance(reader.action, Aggregate) and reader.action.reduction.tree:
@@ -81,7 +83,7 @@ def _not_yet(graph: LogicalGraph) -> list[FlowmlError]:
                                        f"{describe(promise)}", "Mark it .sync(), or leave it out."))
             elif any(looseness(earlier) != 0 for _, earlier in port.edge.until):
                 errors.append(_refusal(where, f"runs only as sync in this release, and is "
-                                       f"{port.edge.describe()}", "Leave the earlier promises out."))
+                                       f"{port.edge.describe()}", "Leave the earlier ones out."))
             for part, word in ((port.edge.members, ".quorum"), (port.edge.filter, ".when"),
                                (port.edge.codec, ".compress"), (port.edge.ids, ".at")):
                 if part is not None:

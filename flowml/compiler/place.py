@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, TypeGuard
 
 from flowml.actions import GLOBAL, REPLICA, Aggregate, Evaluate, Until
 from flowml.errors import PlanError
@@ -41,11 +43,12 @@ def place(graph: LogicalGraph, replicas: int, groups: Groups = None,
     PlanError
         If ``groups`` is not a partition of the ranks, or a named group has no meaning.
     """
-    if isinstance(replicas, bool) or not isinstance(replicas, int) or replicas < 1:
+    if isinstance(replicas, bool) or not isinstance(replicas, Integral) or replicas < 1:
         raise PlanError("replicas", "must be an integer >= 1", repr(replicas),
                         "One copy of the graph is the least that can run.")
     placements = tuple((o.name, _placement(o)) for o in graph.operators)
-    return Placed(graph, replicas, _partition(graph, replicas, groups, hosts), placements)
+    count = int(replicas)
+    return Placed(graph, count, _partition(graph, count, groups, hosts), placements)
 
 
 def _placement(operator: Operator) -> Placement:
@@ -69,15 +72,24 @@ def _partition(graph: LogicalGraph, replicas: int, groups: Groups,
         groups = "host"
     if groups == "host":
         return _by_host(replicas, hosts)
-    if isinstance(groups, str | bool):
-        raise PlanError("groups", '"host", a number or a list of lists of ranks', repr(groups))
-    if isinstance(groups, int):
-        return _neighbours(replicas, groups)
-    found = tuple(tuple(sorted(ranks)) for ranks in groups)
+    if isinstance(groups, Integral) and not isinstance(groups, bool):
+        return _neighbours(replicas, int(groups))
+    if not _is_lists_of_ranks(groups):
+        raise PlanError("groups", 'must be "host", a number or a list of lists of ranks',
+                        repr(groups), "For example groups=2, or groups=[[0, 1], [2, 3]].")
+    found = tuple(tuple(sorted(int(rank) for rank in ranks)) for ranks in groups)
     if sorted(r for ranks in found for r in ranks) != list(range(replicas)) or not all(found):
         raise PlanError("groups", f"each rank from 0 to {replicas - 1} must be in exactly one "
                         "group", repr([list(g) for g in found]), "List every rank once.")
     return found
+
+
+def _is_lists_of_ranks(groups: Any) -> TypeGuard[Sequence[Sequence[int]]]:
+    return isinstance(groups, Sequence) and not isinstance(groups, str) and all(
+        isinstance(ranks, Sequence) and not isinstance(ranks, str)
+        and all(isinstance(r, Integral) and not isinstance(r, bool) for r in ranks)
+        for ranks in groups
+    )
 
 
 def _grouping(graph: LogicalGraph) -> str | None:

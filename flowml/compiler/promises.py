@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from flowml.actions import Aggregate, Evaluate
+from flowml.actions import Aggregate, Evaluate, Map
 from flowml.edges import Promise
 from flowml.errors import FlowmlError, GraphError
 from flowml.graph import LogicalGraph, Operator, Port
@@ -42,7 +42,7 @@ def resolve(graph: LogicalGraph) -> dict[tuple[str, int], Promise]:
 
 
 def _loops(graph: LogicalGraph) -> dict[str, list[tuple[Operator, int, Port]]]:
-    """By table: its reads, values of its writes, and inputs of the aggregates that make those."""
+    """By table: its reads, values of its writes, and inputs of the aggregates behind those."""
     found: dict[str, list[tuple[Operator, int, Port]]] = {t.name: [] for t in graph.tables}
     for operator in graph.operators:
         if isinstance(operator.action, Evaluate):
@@ -52,14 +52,24 @@ def _loops(graph: LogicalGraph) -> dict[str, list[tuple[Operator, int, Port]]]:
                 found[port.source].append((operator, number, port))
     for table, loop in found.items():
         for writer in graph.writers(table):
-            value = writer.inputs[0]
-            loop.append((writer, 0, value))
-            if value.table:
-                continue
-            source = graph.operator(value.source)
-            if isinstance(source.action, Aggregate):
+            loop.append((writer, 0, writer.inputs[0]))
+            for source in _aggregates_behind(graph, writer.inputs[0]):
                 loop += [(source, n, p) for n, p in enumerate(source.inputs)]
     return found
+
+
+def _aggregates_behind(graph: LogicalGraph, value: Port) -> tuple[Operator, ...]:
+    """Return the aggregates that a value comes from, directly or through maps."""
+    pending, seen = [value.source] if not value.table else [], set()
+    found: dict[str, Operator] = {}
+    while pending:
+        source = graph.operator(pending.pop())
+        if isinstance(source.action, Aggregate):
+            found[source.name] = source
+        elif isinstance(source.action, Map) and source.name not in seen:
+            pending += [p.source for p in source.inputs if not p.table]
+        seen.add(source.name)
+    return tuple(found.values())
 
 
 def promise_errors(graph: LogicalGraph) -> list[FlowmlError]:
@@ -70,7 +80,7 @@ def promise_errors(graph: LogicalGraph) -> list[FlowmlError]:
         reads = [
             (o, promises[o.name, n])
             for o, n, p in loops[table.name]
-            if p.table and p.source == table.name and p.edge.period is None
+            if p.table and p.source == table.name
         ]
         writes = [(w, promises[w.name, 0]) for w in graph.writers(table.name)]
         for reader, read in reads:

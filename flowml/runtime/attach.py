@@ -20,6 +20,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from flowml.errors import PlanError, WorkerLostError
 from flowml.mainguard import refuse_inherited_start
+from flowml.runtime._dask import run_within
 from flowml.runtime.scheduler_plugin import FlowScheduler
 
 CONNECT_SECONDS = 10.0
@@ -102,14 +103,24 @@ def attached(cluster: Any, replicas: int | None) -> Iterator[Attached]:
         yield Attached(client, True)
 
 
+def leave_pool() -> None:
+    """Give the slot of the Dask task that calls this back, if it is one: it is going to wait.
+
+    Notes
+    -----
+    The run needs a slot on each worker, this one's included. As with Dask's ``secede``, the task
+    does not come back to the pool.
+    """
+    with suppress(ValueError, KeyError, AttributeError):  # not a task, or one that left before
+        secede()
+
+
 def _given(cluster: Any) -> tuple[Client, bool] | None:
     if cluster is None:
         try:
             current = get_client(timeout="2s")
         except ValueError:
             return None
-        with suppress(ValueError, KeyError, AttributeError):  # not inside a Dask task
-            secede()
         return current, False
     if isinstance(cluster, Client):
         return cluster, False
@@ -176,8 +187,16 @@ def _prepare(client: Client) -> None:
 
 def _check_versions(client: Client) -> None:
     ours = version("flowml")
-    found = client.run(_flowml_version, on_error="return")
-    for address, theirs in found.items():
+    workers = list(client.nthreads())
+    found = run_within(client, _flowml_version, workers=workers, seconds=CONNECT_SECONDS)
+    for address in workers:
+        if address not in found:
+            if address not in client.nthreads():
+                continue  # it left just now, and no run will use it
+            raise WorkerLostError(f"worker {address}", f"must answer within {CONNECT_SECONDS:g} s",
+                                  "nothing", "See whether it is stopped or cut off.",
+                                  kind="worker", worker=address, operator="")
+        theirs = found[address]
         if isinstance(theirs, BaseException):
             raise PlanError(f"worker {address}", "must have flowml installed",
                             f"{type(theirs).__name__}: {theirs}", "Install it on all workers.")

@@ -95,6 +95,30 @@ def total_steps(feeds: Sequence[Feed], steps: int | None, epochs: int | None) ->
     return min(found)
 
 
+def dealt_sizes(rows: int, replicas: int) -> list[int]:
+    """Return the rows of each replica: the first ``rows mod replicas`` get one more."""
+    each, more = divmod(rows, replicas)
+    return [each + (rank < more) for rank in range(replicas)]
+
+
+def expected_steps(
+    plan: Plan, run_seed: int, steps: int | None, epochs: int | None
+) -> int | None:
+    """Return how many steps a run will have, if that can be told without reading partitions."""
+    if epochs is None:
+        return steps
+    feeds = []
+    for operator in loads(plan):
+        action = operator.action
+        assert isinstance(action, Load)
+        if not action.source.dealt:
+            return None
+        sizes = dealt_sizes(len(action.source.rows()), plan.replicas)
+        ranks = range(plan.replicas)
+        feeds.append(make_feed(operator, [[n] for n in sizes], [[r] for r in ranks], run_seed))
+    return total_steps(feeds, steps, epochs)
+
+
 def partition_ids(count: int, replicas: int) -> list[tuple[int, ...]]:
     """Return the partitions of each replica: p belongs to p mod replicas.
 

@@ -183,11 +183,11 @@ class Oversight:
         end = time.monotonic() + VERDICT_SECONDS
         while time.monotonic() < end:
             gone = {self.lost, *self.ask("flowml_standing", run=self.run)["lost"]}
-            waiting = [f for f in futures if f.status == "pending" and f.key[-1] not in gone]
+            waiting = [f for f in futures if f.status == "pending" and worker_of(f) not in gone]
             if not waiting:
                 return
             with suppress(TimeoutError, CancelledError):
-                wait(waiting, timeout=SLICE_SECONDS)  # type: ignore[no-untyped-call]
+                wait(waiting, timeout=SLICE_SECONDS)
 
     # -- verdicts -----------------------------------------------------------------------------
 
@@ -260,16 +260,22 @@ def settled(futures: Sequence[Future[Any]], timeout: float = SLICE_SECONDS) -> b
     pending = [f for f in futures if f.status == "pending"]
     if pending:
         with suppress(TimeoutError, CancelledError):
-            wait(pending, timeout=timeout, return_when="FIRST_COMPLETED")  # type: ignore[no-untyped-call]
+            wait(pending, timeout=timeout, return_when="FIRST_COMPLETED")
     return all(f.status != "pending" for f in futures) or any(
         f.status in ("error", "cancelled", "lost") for f in futures)
+
+
+def worker_of(future: Future[Any]) -> str:
+    """Return the worker that a task of a run is pinned to: the last item of its key."""
+    key = future.key
+    return str(key[-1]) if isinstance(key, tuple) else ""
 
 
 def error_of(future: Future[Any], operator: str) -> BaseException:
     """Return the error of a task that did not finish."""
     if future.status != "error":
         return WorkerLostError(
-            f"operator {operator!r}", "its task must finish", future.status,
+            f"operator {operator!r}", "its task must finish", str(future.status),
             "Is the scheduler still running?", kind="scheduler", worker="", operator=operator)
     error: BaseException | None = future.exception()
     return error if error is not None else RuntimeError("unknown")

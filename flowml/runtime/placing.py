@@ -13,7 +13,15 @@ from flowml.actions import Evaluate, Load
 from flowml.data.dask_collections import DaskSource
 from flowml.events import Loaded
 from flowml.plan import Plan, PlanOperator
-from flowml.runtime.feeding import Feed, dealt_shares, loads, make_feed, partition_ids, seeds
+from flowml.runtime.feeding import (
+    Feed,
+    dealt_shares,
+    dealt_sizes,
+    loads,
+    make_feed,
+    partition_ids,
+    seeds,
+)
 from flowml.runtime.outcome import Order
 from flowml.runtime.remote import count_partition, load_rank
 from flowml.runtime.shipping import ship
@@ -115,12 +123,6 @@ def _place_dealt(
         _load(client, placement, operator, rank, [future])
         for rank, future in enumerate(kept[key])
     ]
-
-
-def dealt_sizes(rows: int, replicas: int) -> list[int]:
-    """Return the rows of each replica: the first ``rows mod replicas`` get one more."""
-    each, more = divmod(rows, replicas)
-    return [each + (rank < more) for rank in range(replicas)]
 
 
 def _place_partitions(

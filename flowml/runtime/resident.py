@@ -28,7 +28,7 @@ from flowml.runtime import remote
 from flowml.runtime.attach import Worker
 from flowml.runtime.board import Board
 from flowml.runtime.domain import Layouts, map_memory
-from flowml.runtime.feeding import Feed, steps_per_epoch, total_steps
+from flowml.runtime.feeding import Feed, expected_steps, steps_per_epoch, total_steps
 from flowml.runtime.gang import Committed, Window
 from flowml.runtime.outcome import HistoryBuilder, Order, Outcome, evaluation_due
 from flowml.runtime.oversight import Interrupted, Oversight, settled
@@ -127,8 +127,8 @@ class Resident:
         while reply["status"] == "queued":
             time.sleep(POLL_SECONDS)
             reply = self.oversight.look((), "admission")
-        self.order.tell(RunStarted(name, self.plan.graph, "resident", self.plan.replicas,
-                                   self.order.steps))
+        total = expected_steps(self.plan, self.order.seed, self.order.steps, self.order.epochs)
+        self.order.tell(RunStarted(name, self.plan.graph, "resident", self.plan.replicas, total))
 
     def _warn(self, text: str) -> None:
         if self.order.on_event is None:
@@ -197,7 +197,8 @@ class Resident:
                 self._submit("join", "gang", w, self.incarnation, remote.join_gang, shipped)
                 for w in self.placement.distinct
             ]
-            refusals = dict(zip(self.placement.distinct, self.oversight.finish(tasks, "join"), strict=True))
+            answers = self.oversight.finish(tasks, "join")
+            refusals = dict(zip(self.placement.distinct, answers, strict=True))
             unlinked = {roster.domain(w) for w, why in refusals.items() if why}
             if not unlinked:
                 return

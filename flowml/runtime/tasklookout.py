@@ -38,7 +38,7 @@ class Lookout:
     workers : tuple of str
         Each worker of the run once.
     operators : mapping of str to str
-        Name of the operator, by the first item of its keys.
+        Name of the operator or table, by the first item of its keys.
     step : int
         Committed steps, for messages.
     """
@@ -200,10 +200,10 @@ class Lookout:
             why = f"worker {paused[0]} is paused: its memory is full"
         elif others:
             why = f"worker {others[0]} is busy with another client's task"
-        waited = next((n for keys in self._queues.values() for n in map(self._operator, keys) if n),
-                      "")
+        queued = (name for keys in self._queues.values() for name in map(self._operator, keys))
+        waited = next(filter(None, queued), self.plan.graph)
         return StalledError(
-            f"operator {waited!r}", "must start within the deadline of "
+            f"tasks of {waited!r}", "must start within the deadline of "
             f"{self.order.deadline_seconds:g} s", f"{quiet:.0f} s in which {why}",
             "Free the worker, or raise deadline=.", edge=f"{waited} -> its readers",
             waiting_for=waited, since_seconds=quiet,
@@ -215,5 +215,5 @@ def _ended(futures: Sequence[DaskFuture], seconds: float) -> bool:
     pending = [f for f in futures if f.status == "pending"]
     if pending:
         with suppress(TimeoutError, CancelledError):
-            wait(pending, timeout=seconds)  # type: ignore[no-untyped-call]
+            wait(pending, timeout=seconds)
     return all(f.status != "pending" for f in pending)

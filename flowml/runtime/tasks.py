@@ -22,7 +22,7 @@ from dask.task_spec import List, Task, TaskRef
 from dask.typing import Key
 
 from flowml.actions import Until
-from flowml.errors import FlowmlError
+from flowml.errors import FlowmlError, PlanError
 from flowml.events import Evaluated, RunStarted, WindowDone
 from flowml.plan import Plan
 from flowml.runtime.blas import blas_threads
@@ -90,8 +90,15 @@ def run_tasks(
     Outcome
         With ``error`` set if the run failed; its tables are then those of the last step that
         could be saved, whose number is ``steps``.
+
+    Raises
+    ------
+    PlanError
+        If the cluster has no worker.
     """
     there = sorted(client.nthreads())
+    if not there:
+        raise PlanError("cluster", "needs at least one worker", "none")
     seats = tuple(workers or (there[rank % len(there)] for rank in range(plan.replicas)))
     run = TaskRun(plan, order, client, emit, should_stop, seats)
     with blas_threads(plan.blas_threads):  # of this process too: its workers may be threads of it
@@ -144,9 +151,10 @@ class TaskRun:
         shipment = shipment_key(self.suffix)
         contents = Shipment(without_sources(plan), replace(order, on_event=None), self.suffix)
         self.cluster.put({shipment: contents}, self.lookout.workers)
-        heads = Course(plan, {}, {}, shipment, self.suffix).heads
-        self.lookout.operators = {head: name for name, head in heads.items()}
-        feeds, shares = self.placing.feed(plan, order, heads)
+        names = Course(plan, {}, {}, shipment, self.suffix)
+        heads = [*names.heads.items(), *names.table_heads.items()]
+        self.lookout.operators = {head: name for name, head in heads}
+        feeds, shares = self.placing.feed(plan, order, names.heads)
         self.course = Course(plan, feeds, shares, shipment, self.suffix)
         self.homes = homes(self.course, self.workers)
         self.placed = set(self.cluster.futures)

@@ -88,7 +88,7 @@ Between = Value | Flat | TableState | Batch | Made
 """What one task hands to another."""
 
 
-@sizeof.register(Rows)  # type: ignore[no-untyped-call,untyped-decorator]
+@sizeof.register(Rows)  # type: ignore[untyped-decorator]
 def rows_nbytes(rows: Rows) -> int:
     """Tell Dask how large rows are. Bytes."""
     return 200 + rows.nbytes

@@ -293,6 +293,25 @@ def test_an_operator_that_takes_too_long_is_named(local):
     assert outcome.tables["total"][0] == 0
 
 
+def test_a_cluster_that_is_busy_with_other_tasks_is_named_after_the_deadline(local):
+    blocker = "flowml-test-busy"
+    event = Event(blocker, client=local)
+
+    def block():
+        Event(blocker, client=get_client()).wait(30)
+
+    others = [local.submit(block, pure=False, workers=[w]) for w in local.nthreads() for _ in "ab"]
+    try:
+        outcome = run(plan_of(ssgd()), local, Order(3, None, deadline_seconds=0.3))
+    finally:
+        event.set()
+        local.gather(others)
+    assert isinstance(outcome.error, StalledError)
+    assert "is busy with another client's task" in str(outcome.error)
+    assert outcome.error.since_seconds >= 0.3
+    assert tasks_left(local) == []
+
+
 def test_nothing_is_left_on_the_cluster(local):
     run(plan_of(ssgd(every=3, until=lambda w: False)), local, Order(7, None))
     assert tasks_left(local) == []
