@@ -4,8 +4,8 @@
 
 Three times are taken for each size: *collect* is ``fl.Graph(...)`` (names, check), *compile* is
 check, place, fuse and lower of that graph, *emit* unrolls four steps of the plan into Dask tasks.
-They are CPU times of this process, which computes in one thread and waits for nothing: what else the
-machine runs changes them less than wall times. The slope is that of a straight line through the
+They are CPU times of this process, which computes in one thread and waits for nothing: what else
+the machine runs changes them less than wall times. The slope is that of a straight line through the
 largest sizes on log-log axes: 1 is linear. The exit status is 0 whatever the numbers are.
 """
 
@@ -79,7 +79,7 @@ def both(x: Any, w: Any) -> Any:
     return x
 
 
-def declare(operators: int) -> list[fl.Handle]:
+def declare(operators: int) -> list[Any]:
     """Return the sinks of a graph of about so many operators.
 
     Notes
@@ -91,7 +91,7 @@ def declare(operators: int) -> list[fl.Handle]:
     """
     rows = np.zeros((4096, 2), "float32")
     batch = fl.load(rows, batch_size=1)
-    sinks: list[fl.Handle] = []
+    sinks: list[Any] = []
     left = max(operators - 1, 3)
     while left >= 3:
         size = min(BLOCK, left)

@@ -1,5 +1,6 @@
 """Dataflow graphs for distributed machine learning on Dask."""
 
+import typing as _typing
 from importlib.metadata import version as _version
 
 from flowml import codecs, data, models, schedules
@@ -83,7 +84,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Refuse a name that flowml does not have, with the closest one that it has."""
-    near = _closest(name, __all__) or f"Known: {', '.join(__all__)}."
-    raise AttributeError(f"{_calling_site()}: flowml has no {name!r}. {near.strip()}")
+if not _typing.TYPE_CHECKING:  # a checker knows the names, and would take any other for granted
+
+    def __getattr__(name: str) -> object:
+        """Refuse a name that flowml does not have, with the closest one that it has."""
+        near = _closest(name, __all__) or f"Known: {', '.join(__all__)}."
+        raise AttributeError(f"{_calling_site()}: flowml has no {name!r}. {near.strip()}")

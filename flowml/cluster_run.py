@@ -17,6 +17,7 @@ from flowml.plan import Plan
 from flowml.runtime.attach import Attached, Worker, attached
 from flowml.runtime.domain import Layouts
 from flowml.runtime.feeding import loads, local_feed, open_stream
+from flowml.runtime.notes import tell_notes
 from flowml.runtime.outcome import Order, Outcome
 from flowml.runtime.probe import probe
 from flowml.runtime.resident import Resident
@@ -54,6 +55,7 @@ def run_on_cluster(asked: Asked, should_stop: Callable[[], bool]) -> Outcome:
             asked.graph, len(workers), asked.groups, hosts=[w.host for w in workers],
             blas_threads=asked.blas_threads,
         )
+        tell_notes(plan, asked.order)
         if asked.executor == "tasks":
             addresses = [w.address for w in workers]
             return run_tasks(

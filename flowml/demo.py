@@ -31,8 +31,12 @@ def demo_model(source: Source) -> Softmax:
     columns = blocks[0].columns
     if len(columns) < 2 or columns[1].dtype.kind not in "iu":
         got = "none" if len(columns) < 2 else str(columns[1].dtype)
-        raise DataError(source.name, "the demo needs labels that are whole numbers", got,
-                        "Try `flowml run ssgd --data ...`.")
+        raise DataError(
+            source.name,
+            "the demo needs labels that are whole numbers",
+            got,
+            "Try `flowml run ssgd --data ...`.",
+        )
     classes = 1 + max(int(rows.columns[1].max()) for rows in blocks)
     return softmax(int(np.prod(columns[0].shape[1:])), max(2, classes))
 

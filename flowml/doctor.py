@@ -60,16 +60,24 @@ def _versions() -> Iterator[Finding]:
     yield Finding("versions", "ok" if same else "warn", text, advice)
     missing = [name for name in EXTRAS if importlib.util.find_spec(name) is None]
     if missing:
-        yield Finding("extras", "warn", f"{', '.join(missing)} not installed",
-                      'CSV and Parquet files need them: pip install "flowml[dataframe]".')
+        yield Finding(
+            "extras",
+            "warn",
+            f"{', '.join(missing)} not installed",
+            'CSV and Parquet files need them: pip install "flowml[dataframe]".',
+        )
     else:
         yield Finding("extras", "ok", f"{', '.join(EXTRAS)} installed")
 
 
 def _system() -> Iterator[Finding]:
     name = f"{platform.system()} {platform.release()}, {platform.machine()}"
-    advice = "" if sys.platform == "linux" else (
-        "Tested on Linux; replicas here exchange over Dask's own connections, which is slower."
+    advice = (
+        ""
+        if sys.platform == "linux"
+        else (
+            "Tested on Linux; replicas here exchange over Dask's own connections, which is slower."
+        )
     )
     yield Finding("system", "ok" if not advice else "warn", name, advice)
     cores, all_cores = usable_cores(), os.cpu_count() or 1
@@ -82,12 +90,20 @@ def _system() -> Iterator[Finding]:
 def _blas() -> Iterator[Finding]:
     libraries = [i for i in threadpool_info() if i["user_api"] == "blas"]
     if not libraries:
-        yield Finding("BLAS", "warn", "no BLAS that threadpoolctl knows",
-                      "Products may use all cores in each replica; set OMP_NUM_THREADS=1.")
+        yield Finding(
+            "BLAS",
+            "warn",
+            "no BLAS that threadpoolctl knows",
+            "Products may use all cores in each replica; set OMP_NUM_THREADS=1.",
+        )
     for library in libraries:
         kind = f"{library['internal_api']} {library['version'] or ''}".strip()
-        yield Finding("BLAS", "ok", f"{kind}, {library['num_threads']} threads here; a run sets "
-                      f"{configuration.read('blas-threads')} a replica")
+        yield Finding(
+            "BLAS",
+            "ok",
+            f"{kind}, {library['num_threads']} threads here; a run sets "
+            f"{configuration.read('blas-threads')} a replica",
+        )
 
 
 def _allocator() -> Iterator[Finding]:
@@ -99,8 +115,13 @@ def _allocator() -> Iterator[Finding]:
         return
     found = f"{value or 'unset'} here, {for_workers or 'unset'} for workers"
     if value is not None and int(value) < 2**20:
-        yield Finding(TRIM, "warn", found, "Memory is given back after every step, which makes "
-                      f"them up to twice as long: unset {TRIM}.")
+        yield Finding(
+            TRIM,
+            "warn",
+            found,
+            "Memory is given back after every step, which makes "
+            f"them up to twice as long: unset {TRIM}.",
+        )
     else:
         yield Finding(TRIM, "ok", f"{found}; flowml undoes Dask's small value in workers")
 
@@ -109,8 +130,12 @@ def _memory_files() -> Iterator[Finding]:
     try:
         descriptor = os.memfd_create("flowml-doctor")
     except (AttributeError, OSError) as error:
-        yield Finding("memfd", "warn", f"{type(error).__name__}: {error}",
-                      "Replicas of one host share an unlinked file instead; it needs TMPDIR.")
+        yield Finding(
+            "memfd",
+            "warn",
+            f"{type(error).__name__}: {error}",
+            "Replicas of one host share an unlinked file instead; it needs TMPDIR.",
+        )
     else:
         os.close(descriptor)
         yield Finding("memfd", "ok", "shared memory without a name, gone with its last process")
@@ -124,8 +149,12 @@ def _unix_sockets() -> Iterator[Finding]:
             listener.bind("\0" + os.urandom(16).hex())  # abstract: leaves no file
             listener.listen(1)
     except (AttributeError, OSError) as error:
-        yield Finding("unix sockets", "warn", f"{type(error).__name__}: {error}",
-                      "Replicas of one host exchange over Dask's own connections, which is slower.")
+        yield Finding(
+            "unix sockets",
+            "warn",
+            f"{type(error).__name__}: {error}",
+            "Replicas of one host exchange over Dask's own connections, which is slower.",
+        )
     else:
         yield Finding("unix sockets", "ok", "abstract names work")
 
@@ -135,11 +164,17 @@ def _ports() -> Iterator[Finding]:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
     except OSError as error:
-        yield Finding("loopback", "warn", str(error), "An embedded cluster listens on 127.0.0.1 "
-                      "only and needs it: check the firewall or the sandbox.")
+        yield Finding(
+            "loopback",
+            "warn",
+            str(error),
+            "An embedded cluster listens on 127.0.0.1 "
+            "only and needs it: check the firewall or the sandbox.",
+        )
         return
-    yield Finding("loopback", "ok", "127.0.0.1 can be listened on; an embedded cluster listens "
-                  "nowhere else")
+    yield Finding(
+        "loopback", "ok", "127.0.0.1 can be listened on; an embedded cluster listens nowhere else"
+    )
     with socket.socket() as listener:
         taken = False
         try:
@@ -164,8 +199,13 @@ def _dask_configuration() -> Iterator[Finding]:
     yield Finding("configuration", "ok", ", ".join(changed) or "flowml: defaults")
     address = dask.config.get("scheduler-address", default=None)
     if address:
-        yield Finding("scheduler-address", "warn", str(address), "Dask's configuration names a "
-                      "scheduler: clients connect to it. Unset it for an embedded cluster.")
+        yield Finding(
+            "scheduler-address",
+            "warn",
+            str(address),
+            "Dask's configuration names a "
+            "scheduler: clients connect to it. Unset it for an embedded cluster.",
+        )
 
 
 def _data_folder() -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
@@ -16,7 +17,7 @@ from flowml.types import Pytree
 Execute = Callable[[Callable[[], bool]], Outcome]
 """Runs the whole graph; asks its argument at every step or window whether to stop."""
 
-STOP_SECONDS = 5.0
+STOP_SECONDS = 2.5
 """How long an interrupted run may take to end its step before it is left."""
 
 
@@ -57,6 +58,11 @@ class Run:
         self._thread.start()
 
     def _body(self) -> None:
+        if hasattr(signal, "pthread_sigmask"):
+            # Ctrl-C is for the driver's main thread alone. Threads and processes started from
+            # here inherit the mask: an embedded cluster is in the same terminal, and would answer
+            # with a traceback a process, even while it starts.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._outcome = self._execute(self._stop.is_set)
             self.status = self._outcome.status

@@ -410,9 +410,10 @@ def _check_arity(where: str, fn: Function, count: int) -> None:
     try:
         signature.bind(*range(count))
     except TypeError as error:
+        bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
         raise GraphError(
-            where, f"{getattr(fn, '__name__', 'the function')}{signature} must take its "
-            f"{count} inputs", str(error), "Add or remove inputs.",
+            where, f"{getattr(fn, '__name__', 'the function')}{inspect.Signature(bare)} must take "
+            f"its {count} inputs", str(error), "Add or remove inputs.",
         ) from error
 
 

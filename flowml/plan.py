@@ -9,8 +9,9 @@ and from the tables as they stood at the start of the step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import lcm
 from typing import Any, Literal, TypeAlias
 
 from flowml.actions import GLOBAL, REPLICA, Action, Aggregate, Assign, Evaluate, Here, Kind, Update
@@ -155,6 +156,16 @@ class Plan:
         """Return the order in which the members' values are added (semantics.md section 4)."""
         return sum_tree(self.members(operator, instance))
 
+    def every_step(self) -> Plan:
+        """Return the plan with every edge delivering in every step."""
+        return replace(self, operators=tuple(
+            replace(o, inputs=tuple(replace(p, every=1) for p in o.inputs)) for o in self.operators
+        ))
+
+    def edge_name(self, operator: PlanOperator, number: int) -> str:
+        """Return what messages call an input: ``source -> reader``."""
+        return f"{operator.inputs[number].source} -> {operator.name}"
+
     def combines(self, operator: PlanOperator) -> bool:
         """Tell whether an operator reads values of a finer scope than its own."""
         if isinstance(operator.action, Aggregate):
@@ -167,6 +178,10 @@ class Plan:
 def loss_operator(plan: Plan) -> str | None:
     """Return the gradient whose loss the history shows: the first one of the plan."""
     return next((o.name for o in plan.steps if o.kind == "gradient"), None)
+
+
+LONGEST_HORIZON = 512
+"""Steps that are looked at to see whether an edge ever keeps or holds a value."""
 
 
 @dataclass(frozen=True)

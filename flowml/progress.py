@@ -42,8 +42,13 @@ class ProgressLine:
     """
 
     def __init__(self, show: bool | None = None, stream: TextIO | None = None) -> None:
-        self._console = Console(file=stream or sys.stderr, highlight=False, markup=False,
-                                soft_wrap=True, force_terminal=True if show else None)
+        self._console = Console(
+            file=stream or sys.stderr,
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+            force_terminal=True if show else None,
+        )
         self.visible = self._console.is_terminal if show is None else show
         self._lock = threading.Lock()
         self._progress: Progress | None = None
@@ -55,7 +60,9 @@ class ProgressLine:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
         """Take the line off the terminal."""
@@ -89,8 +96,11 @@ class ProgressLine:
     def _begin(self, event: RunStarted) -> None:
         self._stop()
         self._total, self._facts = event.steps, _Facts(started=event)
-        columns = [TextColumn("{task.description}"), BarColumn(BAR_WIDTH),
-                   TextColumn("{task.fields[words]}")]
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(BAR_WIDTH),
+            TextColumn("{task.fields[words]}"),
+        ]
         self._progress = Progress(
             *columns, console=self._console, auto_refresh=False, transient=True
         )

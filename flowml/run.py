@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import networkx as nx
-from dask.utils import parse_timedelta
 
 from flowml import configuration
-from flowml.collect import closest, collect
+from flowml.cluster_run import Asked, probe_here, run_on_cluster, seat_workers
+from flowml.collect import collect
 from flowml.compiled import CompiledPlan
 from flowml.compiler.check import check
-from flowml.compiler.explain import Explanation, explain
+from flowml.compiler.explain import explain
+from flowml.compiler.explained import Explanation
 from flowml.compiler.gauge import measure, usable_cores
 from flowml.compiler.place import Groups
 from flowml.compiler.promises import resolve
@@ -24,36 +25,18 @@ from flowml.drawing.text import counted
 from flowml.errors import FlowmlError, PlanError
 from flowml.events import Event, Finished, RunStarted
 from flowml.execution import Execute, Run
-from flowml.progress import ProgressLine
-from flowml.cluster_run import Asked, probe_here, run_on_cluster, seat_workers
 from flowml.graph import LogicalGraph
 from flowml.handles import Handle
+from flowml.options import executor_of, order_of, positive, refuse_other, seed_of
 from flowml.plan import Plan
+from flowml.progress import ProgressLine
 from flowml.runtime.attach import attached, leave_pool
+from flowml.runtime.equivalence import largest_difference
 from flowml.runtime.feeding import expected_steps
+from flowml.runtime.notes import tell_notes
 from flowml.runtime.outcome import Order, Outcome
 from flowml.runtime.serial import run_serial
 from flowml.runtime.shipping import check_ships
-
-Executor = Literal["resident", "tasks", "serial"]
-EXECUTORS: tuple[str, ...] = get_args(Executor)
-
-
-@dataclass(frozen=True)
-class Later:
-    """Options of the contract whose time has not come, and what they wait for."""
-
-    directory: Any = None
-    resume: Any = "auto"
-    record: Any = False
-    checkpoint: Any = None
-
-    def refuse_given(self) -> None:
-        """Refuse any that was given: silence would look like success."""
-        for name, value in vars(self).items():
-            if value != getattr(Later, name):
-                raise PlanError(f"option {name}", "does not run in this release", repr(value),
-                                "Leave it out.")
 
 
 class Graph:
@@ -164,16 +147,14 @@ class Graph:
             None takes the current Dask client, else an embedded cluster on this machine.
         seed : int
             Of every random stream of the run.
-        max_seconds : float, optional
-            Ends the run after the step in which it is exceeded.
+        max_seconds, step_seconds : float, optional
+            End the run after the step that exceeds it; longest time of one operator.
         on_nonfinite : "stop" or "ignore"
             What a NaN or infinite value does.
         on_event : callable, optional
             Gets each event of the run; see ``flowml.events``.
         deadline : str or float
             Longest silence of a replica that others wait for.
-        step_seconds : float, optional
-            Longest time of one operator.
         blas_threads : int
             A replica; part of the plan, since it changes bits.
         progress : bool, optional
@@ -188,33 +169,58 @@ class Graph:
         PlanError
             If an option has no meaning.
         """
-        Later(**_known(later)).refuse_given()
-        name = _executor(executor)
-        order = Order(
-            _positive("steps", steps), _positive("epochs", epochs), seed=_seed(seed),
-            snapshots=frozenset(snapshots),
-            max_seconds=max_seconds,
-            deadline_seconds=float(parse_timedelta(deadline or configuration.read("deadline"))),
-            step_seconds=step_seconds or configuration.read("step-seconds"),
-            on_nonfinite=on_nonfinite or configuration.read("on-nonfinite"),
+        refuse_other(later, Graph.start.__kwdefaults__ or ())
+        name, replicas = executor_of(executor), positive("replicas", replicas)
+        order = order_of(
+            steps=steps, epochs=epochs, seed=seed, snapshots=snapshots, max_seconds=max_seconds,
+            deadline=deadline, step_seconds=step_seconds, on_nonfinite=on_nonfinite,
         )
         line = ProgressLine(configuration.read("progress") if progress is None else progress)
         order = replace(order, on_event=_both(line, on_event))
         if steps is None and epochs is None and not dry_run:
-            raise PlanError(f"graph {self.name!r}", "a run needs steps= or epochs=", "neither",
+            raise PlanError(self.logical.label, "a run needs steps= or epochs=", "neither",
                             "For example graph.run(epochs=10).")
-        threads = blas_threads or configuration.read("blas-threads")
-        if dry_run:
+        threads = positive("blas_threads", blas_threads) or configuration.read("blas-threads")
+        if dry_run or name == "serial":
             plan = compile_graph(self.logical, replicas or 1, groups, blas_threads=threads)
-            return Run(self.logical, lambda stop: _dry(plan, order))
-        if name == "serial":
-            plan = compile_graph(self.logical, replicas or 1, groups, blas_threads=threads)
+            if dry_run:
+                return Run(self.logical, lambda stop: _dry(plan, order))
             return Run(self.logical, _told(line, order, lambda stop: _serial(plan, order, stop)))
         if replicas is not None:  # tell what is wrong before a cluster is looked for
             compile_graph(self.logical, replicas, groups, blas_threads=threads)
         asked = Asked(self.logical, replicas, groups, threads, name, cluster, order)
         leave_pool()
         return Run(self.logical, _told(line, order, lambda stop: run_on_cluster(asked, stop)))
+
+    def check_equivalent(
+        self, replicas: int, groups: Groups = None, *, seed: int = 0,
+        tolerance: float | None = None,
+    ) -> float:
+        """Show that one step of K replicas x b is one of a single replica x K * b.
+
+        Both steps run in this process, on the same examples, with every edge delivering.
+
+        Parameters
+        ----------
+        replicas : int
+        groups : "host", int, or list of lists of ranks, optional
+        tolerance : float, optional
+            Largest difference of a global table, relative to the largest change that the step
+            makes in it. Left out: 1e-9 for float64 tables, 1e-3 for float32, 0.03 for float16.
+
+        Returns
+        -------
+        float
+            The largest difference found, roundings of the parameters themselves left out.
+
+        Raises
+        ------
+        PlanError
+            Naming the first table that differs, and what most likely makes it differ.
+        """
+        several = compile_graph(self.logical, replicas, groups)
+        one = compile_graph(self.logical, 1, 1)
+        return largest_difference(several, one, seed_of(seed), tolerance)
 
     def plan(self, replicas: int, groups: Groups = None) -> CompiledPlan:
         """Return the physical plan for a number of replicas; see :class:`CompiledPlan`."""
@@ -281,6 +287,7 @@ def _told(line: ProgressLine, order: Order, execute: Execute) -> Execute:
 def _serial(plan: Plan, order: Order, stop: Callable[[], bool]) -> Outcome:
     total = expected_steps(plan, order.seed, order.steps, order.epochs)
     order.tell(RunStarted("", plan.graph, "serial", plan.replicas, total))
+    tell_notes(plan, order)
     return run_serial(plan, order, stop)
 
 
@@ -290,34 +297,3 @@ def _dry(plan: Plan, order: Order) -> Outcome:
     began = time.monotonic()
     probe_here(plan, order)
     return Outcome(plan, seconds=time.monotonic() - began)
-
-
-def _known(later: Mapping[str, Any]) -> dict[str, Any]:
-    known = [*vars(Later()), "steps", "epochs", "replicas", "groups", "executor", "cluster",
-             "seed", "max_seconds", "on_nonfinite", "on_event", "deadline", "step_seconds",
-             "blas_threads", "progress", "dry_run", "snapshots"]
-    for name in later:
-        if name not in vars(Later()):
-            raise PlanError("graph.run", f"options are {', '.join(sorted(known))}", repr(name),
-                            closest(name, known).strip())
-    return dict(later)
-
-
-def _executor(name: str | None) -> str:
-    chosen = name or str(configuration.read("executor"))
-    if chosen not in EXECUTORS:
-        raise PlanError("executor", f"must be one of {', '.join(EXECUTORS)}", repr(chosen),
-                        closest(chosen, EXECUTORS).strip())
-    return chosen
-
-
-def _positive(name: str, value: int | None) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise PlanError(name, "must be an integer >= 1", repr(value))
-    return value
-
-
-def _seed(value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise PlanError("seed", "must be an integer >= 0", repr(value))
-    return value

@@ -18,7 +18,7 @@ LAYERS = {
     3: "handles operators differentiate data models protocol drawing",
     4: "collect history runtime simulate",
     5: "compiler",
-    6: "execution cluster_run compiled progress report testing",
+    6: "execution options cluster_run compiled progress report testing",
     7: "run driver compare",
     8: "cli demo doctor sklearn torch jax dashboard __init__ __main__",
 }
@@ -46,7 +46,9 @@ SIDEWAYS = {
 FORBIDDEN = {("runtime", "graph"), ("simulate", "graph"), ("protocol", "graph")}
 # The only files that import inside a function, and which package: one that may not be installed.
 ADAPTERS = {
+    "flowml.cli.datasets": {"sklearn"},
     "flowml.data.csv_files": {"pandas"},
+    "flowml.data.libsvm_files": {"sklearn"},
     "flowml.data.parquet_files": {"pyarrow"},
     "flowml.history": {"pandas"},
 }

@@ -26,6 +26,11 @@ def main() -> None:
 
 
 for command in (
-    demo_command, run_command, show_command, explain_command, doctor_command, new_command,
+    demo_command,
+    run_command,
+    show_command,
+    explain_command,
+    doctor_command,
+    new_command,
 ):
     main.add_command(command)

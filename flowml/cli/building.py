@@ -148,14 +148,22 @@ def _graph_of(module: ModuleType) -> Graph:
     found = getattr(module, "graph", None)
     if not isinstance(found, Graph):
         got = "neither" if found is None else f"graph is a {type(found).__name__}"
-        raise GraphError(str(module.__file__), "a file needs build(...) or a fl.Graph called graph",
-                         got, "See `flowml new my_graph.py`.")
+        raise GraphError(
+            str(module.__file__),
+            "a file needs build(...) or a fl.Graph called graph",
+            got,
+            "See `flowml new my_graph.py`.",
+        )
     return found
 
 
 def _known(
-    options: Options, dataset: Dataset, model: Any, batch: int | None,
-    named: Mapping[str, inspect.Parameter], epochs: int | None,
+    options: Options,
+    dataset: Dataset,
+    model: Any,
+    batch: int | None,
+    named: Mapping[str, inspect.Parameter],
+    epochs: int | None,
 ) -> dict[str, Any]:
     """Return all that a build function may ask for by name."""
     replicas = options.replicas or 1
@@ -178,12 +186,12 @@ def _known(
     }
 
 
-def _check_taken(
-    target: str, options: Options, named: Mapping[str, inspect.Parameter]
-) -> None:
+def _check_taken(target: str, options: Options, named: Mapping[str, inspect.Parameter]) -> None:
     """Refuse an option that was given and that the build function has no use for."""
     given = {
-        "model": options.model, "lr": options.lr or options.schedule, "momentum": options.momentum,
+        "model": options.model,
+        "lr": options.lr or options.schedule,
+        "momentum": options.momentum,
         "batch_size": options.batch or options.total_batch,
     }
     for name, value in given.items():
@@ -200,8 +208,10 @@ def _batch(options: Options) -> int | None:
         raise click.UsageError("--total-batch needs --replicas, to be cut among them")
     batch, rest = divmod(options.total_batch, options.replicas)
     if rest:
-        raise click.UsageError(f"--total-batch {options.total_batch} cannot be cut evenly among "
-                               f"{options.replicas} replicas")
+        raise click.UsageError(
+            f"--total-batch {options.total_batch} cannot be cut evenly among "
+            f"{options.replicas} replicas"
+        )
     return batch
 
 
@@ -251,16 +261,21 @@ def make_model(options: Options, dataset: Dataset) -> Any:
     """
     first = next(train_rows(dataset.train))
     if len(first.columns) < 2:
-        raise PlanError(f"data {dataset.name}", "a model needs labels", "none",
-                        "Name their column with --label.")
+        raise PlanError(
+            f"data {dataset.name}",
+            "a model needs labels",
+            "none",
+            "Name their column with --label.",
+        )
     name = options.model or _fitting(np.asarray(first.columns[1]))
     features = width_of(dataset.train)
     if name == "linear":
         return linear(features, options.l2, options.dtype, intercept=options.intercept)
     if name == "logistic":
         return logistic(features, options.l2, options.dtype, intercept=options.intercept)
-    classes = options.classes or 1 + max(int(np.max(rows.columns[1], initial=0))
-                                         for rows in train_rows(dataset.train))
+    classes = options.classes or 1 + max(
+        int(np.max(rows.columns[1], initial=0)) for rows in train_rows(dataset.train)
+    )
     if not options.intercept:
         raise click.UsageError(f"the model {name} always has intercepts")
     if name == "softmax":

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from flowml.data.binary_files import idx, npz
 from flowml.data.csv_files import csv
@@ -72,6 +71,8 @@ def find_dataset(
 
 def digits(seed: int = 0) -> Dataset:
     """Return scikit-learn's digits, cut 80/20 by a seeded permutation; 8 x 8 pixels in 0..1."""
+    from sklearn.datasets import load_digits  # slow to import, and other data do not need it
+
     X, y = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(X))
     X, y = (X[order] / 16).astype("float32"), y[order].astype("int64")
@@ -107,16 +108,25 @@ def _place(given: str) -> Path:
         return path
     folder = os.environ.get(FOLDER)
     if folder is None:
-        raise DataError(given, "no such file", "", f"A bare name is looked up in the folder that "
-                        f"the variable {FOLDER} names, and it is not set; {DIGITS!r} is always "
-                        "there.")
+        raise DataError(
+            given,
+            "no such file",
+            "",
+            f"A bare name is looked up in the folder that "
+            f"the variable {FOLDER} names, and it is not set; {DIGITS!r} is always "
+            "there.",
+        )
     for candidate in (Path(folder) / given, *(Path(folder) / f"{given}{end}" for end in PACKED)):
         if candidate.exists():
             return candidate
     there = sorted(p.name for p in Path(folder).iterdir()) if Path(folder).is_dir() else []
     near = close_names(Path(given).name, [*there, DIGITS]) or [*there, DIGITS]
-    raise DataError(given, f"no such file, and nothing of that name in {FOLDER}={folder}", "",
-                    f"There is {', '.join(near)}.")
+    raise DataError(
+        given,
+        f"no such file, and nothing of that name in {FOLDER}={folder}",
+        "",
+        f"There is {', '.join(near)}.",
+    )
 
 
 def _beside(place: Path, label: str, dtype: str) -> Dataset:
@@ -150,13 +160,20 @@ def _folder(folder: Path, label: str, dtype: str) -> Dataset:
     for end in ("", *PACKED):  # a9a/a9a.gz
         if (folder / f"{folder.name}{end}").is_file():
             return _beside(folder / f"{folder.name}{end}", label, dtype)
-    known = [p for p in sorted(folder.iterdir())
-             if _suffix(p) in (".npz", ".csv", ".libsvm", ".svm") and ".t" not in p.suffixes]
+    known = [
+        p
+        for p in sorted(folder.iterdir())
+        if _suffix(p) in (".npz", ".csv", ".libsvm", ".svm") and ".t" not in p.suffixes
+    ]
     if len(known) == 1:
         return _beside(known[0], label, dtype)
     got = ", ".join(p.name for p in known) or "none"
-    raise DataError(str(folder), "a folder must hold IDX, Parquet or one file of a known form",
-                    got, "Name the file.")
+    raise DataError(
+        str(folder),
+        "a folder must hold IDX, Parquet or one file of a known form",
+        got,
+        "Name the file.",
+    )
 
 
 def _suffix(path: Path) -> str:
@@ -188,8 +205,9 @@ def _same_width(found: Dataset) -> Dataset:
     if train == test:
         return found
     if not isinstance(found.train, LibsvmSource) or not isinstance(found.test, LibsvmSource):
-        raise DataError(found.name, "train and test must have the same columns",
-                        f"{train} and {test}")
+        raise DataError(
+            found.name, "train and test must have the same columns", f"{train} and {test}"
+        )
     wide = max(train, test)
     return Dataset(found.name, _widened(found.train, wide), _widened(found.test, wide))
 

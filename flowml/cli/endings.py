@@ -40,6 +40,10 @@ CODES: tuple[tuple[type[FlowmlError], int], ...] = (
 
 NOT_OF_THE_USER = (str(PACKAGE), *(sysconfig.get_path(name) for name in ("stdlib", "purelib")))
 
+QUIET_TRACKER = "ignore:resource_tracker:UserWarning"
+"""Handed to the process that multiprocessing starts to clean up after us: when a command is
+interrupted while its cluster starts, it cleans up, and would warn that there was something."""
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -73,7 +77,8 @@ def message(error: BaseException) -> str:
     if isinstance(error, FlowmlError):
         return str(error)
     frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__)
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
         if not frame.filename.startswith("<")
         and not any(Path(frame.filename).is_relative_to(folder) for folder in NOT_OF_THE_USER)
     ]
@@ -87,8 +92,9 @@ def message(error: BaseException) -> str:
 def reported(command: Command) -> Command:
     """Let a command end with a message on stderr and an exit code, whatever is raised in it."""
 
-    @click.option("--traceback", "with_traceback", is_flag=True,
-                  help="Show the whole traceback of an error.")
+    @click.option(
+        "--traceback", "with_traceback", is_flag=True, help="Show the whole traceback of an error."
+    )
     @functools.wraps(command)
     def run(*args: Any, with_traceback: bool, **options: Any) -> Any:
         with terminations():
@@ -123,6 +129,9 @@ def terminations() -> Iterator[None]:
 
     def terminate(number: int, frame: FrameType | None) -> None:
         raise Terminated
+
+    if QUIET_TRACKER not in sys.warnoptions:
+        sys.warnoptions.append(QUIET_TRACKER)
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -30,7 +30,9 @@ def outcome(built: Built, run: Run) -> dict[str, Any]:
         ``metrics``: the last of each evaluation.
     """
     found: dict[str, Any] = {
-        "graph": built.graph.name, "status": run.status, "steps": run.steps,
+        "graph": built.graph.name,
+        "status": run.status,
+        "steps": run.steps,
         "seconds": run.seconds,
     }
     params = trained(built.model, run)

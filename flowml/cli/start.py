@@ -22,7 +22,7 @@ from flowml.cli.endings import reported
 from flowml.cli.results import model_words, outcome, shown
 from flowml.compiler.gauge import usable_cores
 from flowml.execution import Run
-from flowml.run import EXECUTORS
+from flowml.options import EXECUTORS
 
 
 @click.command(name="run")
@@ -46,9 +46,15 @@ def run_command(**given: Any) -> None:
     if not given["as_json"]:
         click.echo(headline(built, replicas, executor))
     run = built.graph.start(
-        steps=built.steps, epochs=built.epochs, replicas=replicas,
-        groups=groups_of(given["groups"]), executor=executor, cluster=given["cluster"],
-        seed=given["seed"], max_seconds=given["max_seconds"], progress=given["progress"],
+        steps=built.steps,
+        epochs=built.epochs,
+        replicas=replicas,
+        groups=groups_of(given["groups"]),
+        executor=executor,
+        cluster=given["cluster"],
+        seed=given["seed"],
+        max_seconds=given["max_seconds"],
+        progress=given["progress"],
     )
     finish(run)
     found = outcome(built, run) | {"replicas": replicas, "executor": executor}
@@ -73,12 +79,17 @@ def finish(run: Run) -> Run:
 
 def headline(built: Built, replicas: int | None, executor: str) -> str:
     """Return what is about to run, in one line."""
-    count = "a replica a worker" if replicas is None else (
-        f"{replicas} replica{'s' if replicas > 1 else ''}"
+    count = (
+        "a replica a worker"
+        if replicas is None
+        else (f"{replicas} replica{'s' if replicas > 1 else ''}")
     )
     parts = (
-        f"flowml {version('flowml')}", built.graph.name,
-        built.dataset.name if built.dataset is not None else "", model_words(built.model),
-        count, executor,
+        f"flowml {version('flowml')}",
+        built.graph.name,
+        built.dataset.name if built.dataset is not None else "",
+        model_words(built.model),
+        count,
+        executor,
     )
     return " · ".join(part for part in parts if part)

@@ -267,7 +267,9 @@ class _Unrolling:
                   List(*map(TaskRef, self._ends)))
         self._losses, self._ends = [], []
         tables = {at: keys.shown for at, keys in self._current.items()}
-        return Mark(start, stop, record, tables, tuple(sorted({at[0] for at in self._kept})))
+        unsent = {self._plan.edge_name(self._plan.operator(reader), number)
+                  for reader, number, _ in self._kept}
+        return Mark(start, stop, record, tables, tuple(sorted(unsent)))
 
     def carry(self, step: int) -> Carry:
         """Return the keys of what the steps from ``step`` on will need."""

@@ -86,8 +86,8 @@ def predict(
         barriers += _exchanges(edges, measured)
     transfer = _transfer(traffic, edges, measured) * slowdown
     whole = math.fsum(
-        rates[o.name] * measured.whole_seconds.get(
-            o.name, replicas * measured.gradient_seconds.get(o.name, 0.0))
+        rates[o.name]
+        * measured.whole_seconds.get(o.name, replicas * measured.gradient_seconds.get(o.name, 0.0))
         for o in own
     )
     communication = barriers + transfer

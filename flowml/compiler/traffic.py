@@ -164,8 +164,16 @@ class Traffic:
             return EdgeTraffic(name, promise, port.every, True, None, None, messages * rate, None)
         written, read = self._on_host(reader, port, layout.nbytes)
         sent = parcels * (layout.nbytes + 8 * HEADER)
-        return EdgeTraffic(name, promise, port.every, True, written * rate, read * rate,
-                           messages * rate, sent * rate)
+        return EdgeTraffic(
+            name,
+            promise,
+            port.every,
+            True,
+            written * rate,
+            read * rate,
+            messages * rate,
+            sent * rate,
+        )
 
     def _on_host(self, reader: PlanOperator, port: PlanPort, nbytes: int) -> tuple[float, float]:
         plan = self.plan
@@ -173,9 +181,7 @@ class Traffic:
         copied = not reads_table_buffers(plan, port)
         written = sources * nbytes if copied else 0
         if plan.combines(reader) and port is reader.inputs[0]:
-            members = sum(
-                len(plan.members(reader, i)) for i in range(plan.instances(reader.scope))
-            )
+            members = sum(len(plan.members(reader, i)) for i in range(plan.instances(reader.scope)))
             return written, members * nbytes
         return written, max(sources, plan.instances(reader.scope)) * nbytes
 

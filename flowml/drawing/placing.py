@@ -72,8 +72,11 @@ def placed(picture: Picture, widths: Mapping[str, float]) -> Placing:
         if not arrow.loop
     }
     rows = _ordered(_rows(picture, layer, chains), chains)
-    spots = {spot: widths.get(spot[0], 0.0) if spot[1] < 0 else BEND_WIDTH
-             for row in rows for spot in row}
+    spots = {
+        spot: widths.get(spot[0], 0.0) if spot[1] < 0 else BEND_WIDTH
+        for row in rows
+        for spot in row
+    }
     x = _coordinates(rows, chains, spots)
     left = min((x[s] - w / 2 for s, w in spots.items()), default=0.0)
     right = max((x[s] + w / 2 for s, w in spots.items()), default=0.0)
@@ -204,7 +207,9 @@ def _mean(values: Iterable[float], otherwise: float) -> float:
 
 
 def _apart(
-    row: Sequence[Spot], wanted: Sequence[float], weights: Sequence[float],
+    row: Sequence[Spot],
+    wanted: Sequence[float],
+    weights: Sequence[float],
     widths: Mapping[Spot, float],
 ) -> list[float]:
     """Return the places nearest to those wanted that keep order and distances."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from xml.sax.saxutils import escape, quoteattr
 
 from flowml.actions import GLOBAL, REPLICA
 from flowml.drawing.placing import Placing, placed
+from flowml.drawing.shapes import BOX_HEIGHT, Point, bent, cylinder, rectangle, rounded
 from flowml.drawing.words import Arrow, Picture, Promises, Vertex, picture, scope_order
 from flowml.graph import LogicalGraph
 
-BOX_HEIGHT = 46.0
 LAYER = 112.0
 """Pixels from one layer to the next."""
 MARGIN = 28.0
@@ -31,8 +30,6 @@ COLOURS = {
     GLOBAL: ("#fdf1de", "#c17f24"),
     "driver": ("#f1f1f4", "#85858f"),
 }
-
-Point = tuple[float, float]
 
 
 def as_svg(graph: LogicalGraph, promises: Promises | None = None) -> str:
@@ -134,7 +131,7 @@ class Sheet:
         fill, stroke = colours(vertex.scope)
         width, x = _width(vertex), self._centre(vertex.name)
         left, top = x - width / 2, self._top(self.placing.layer[vertex.name])
-        shape = _cylinder if vertex.kind == "table" else _rectangle
+        shape = cylinder if vertex.kind == "table" else rectangle
         behind = shape(left + 5, top - 5, width, fill, stroke) if vertex.scope != GLOBAL else ""
         behind = "" if vertex.scope == "driver" else behind
         name, detail = _lines(vertex)
@@ -175,11 +172,11 @@ class Sheet:
         line, here = f"M{start[0]:.1f} {start[1]:.1f}", start
         for offset, bend in enumerate(self.placing.bends[number]):
             x, top = self.left + bend, self._top(first + 1 + offset)
-            line += _bent(here, (x, top)) + f"L{x:.1f} {top + BOX_HEIGHT:.1f}"
+            line += bent(here, (x, top)) + f"L{x:.1f} {top + BOX_HEIGHT:.1f}"
             here = (x, top + BOX_HEIGHT)
         if arrow.label:
             self._label((here[0] + end[0]) / 2, (here[1] + end[1]) / 2, arrow.label, INK)
-        return line + _bent(here, (end[0], end[1] - 6)) + f"L{end[0]:.1f} {end[1] - 6:.1f}", end
+        return line + bent(here, (end[0], end[1] - 6)) + f"L{end[0]:.1f} {end[1] - 6:.1f}", end
 
     def _lane(self, number: int, arrow: Arrow) -> tuple[str, Point]:
         lane = self.lanes[number]
@@ -188,12 +185,12 @@ class Sheet:
         rank = lane if lane >= 0 else -1 - lane
         layer = self.placing.layer
         start = (self._out(number, arrow), self._top(layer[arrow.source]) + BOX_HEIGHT)
-        end = (self._in(number, arrow), self._top(layer[arrow.target])
-               - self._raised(arrow.target))
+        end = (self._in(number, arrow), self._top(layer[arrow.target]) - self._raised(arrow.target))
         low, high = start[1] + 16 + 6 * rank, end[1] - 16 - 6 * rank
         self.labels.append((x, (low + high) / 2, arrow.label, LOOP))
-        line = _rounded([start, (start[0], low), (x, low), (x, high), (end[0], high),
-                         (end[0], end[1] - 6)])
+        line = rounded(
+            [start, (start[0], low), (x, low), (x, high), (end[0], high), (end[0], end[1] - 6)]
+        )
         return line, end
 
     def _raised(self, name: str) -> float:
@@ -229,8 +226,10 @@ class Sheet:
     def _label(self, x: float, y: float, text: str, colour: str) -> None:
         """Write a label where no other one stands, at most a line further up or down."""
         for shift in (0, -15, 15, -24, 24):
-            clash = any(abs(y + shift - b) < 13 and abs(x - a) < 3.2 * (len(t) + len(text))
-                        for a, b, t, _ in self.labels)
+            clash = any(
+                abs(y + shift - b) < 13 and abs(x - a) < 3.2 * (len(t) + len(text))
+                for a, b, t, _ in self.labels
+            )
             if not clash:
                 y += shift
                 break
@@ -252,16 +251,26 @@ class Sheet:
         """Return (text, SVG of a sample at 0, 0) for what occurs in this drawing."""
         scopes = sorted({v.scope for v in self.picture.vertices}, key=lambda s: (scope_order(s), s))
         signs = [
-            (_scope_words(scope), f'<rect y="-9" width="22" height="12" rx="3" '
-             f'fill="{colours(scope)[0]}" stroke="{colours(scope)[1]}"/>')
-            for scope in scopes if scope
+            (
+                _scope_words(scope),
+                f'<rect y="-9" width="22" height="12" rx="3" '
+                f'fill="{colours(scope)[0]}" stroke="{colours(scope)[1]}"/>',
+            )
+            for scope in scopes
+            if scope
         ]
         if any(a.loose for a in self.picture.arrows):
-            signs.append(("not sync", f'<path d="M0 -3H22" stroke="{LINE}" stroke-width="1.5" '
-                          'stroke-dasharray="6 4"/>'))
+            signs.append(
+                (
+                    "not sync",
+                    f'<path d="M0 -3H22" stroke="{LINE}" stroke-width="1.5" '
+                    'stroke-dasharray="6 4"/>',
+                )
+            )
         if self.lanes:
-            signs.append(("loop through a table",
-                          f'<path d="M0 -3H22" stroke="{LOOP}" stroke-width="2"/>'))
+            signs.append(
+                ("loop through a table", f'<path d="M0 -3H22" stroke="{LOOP}" stroke-width="2"/>')
+            )
         return signs
 
     def _legend_width(self) -> float:
@@ -283,41 +292,3 @@ def _scope_words(scope: str) -> str:
     return {REPLICA: "one a replica", GLOBAL: "one for all", "driver": "on the driver"}.get(
         scope, f"one a {scope}"
     )
-
-
-def _rectangle(x: float, y: float, width: float, fill: str, stroke: str) -> str:
-    return (f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{BOX_HEIGHT:.1f}" rx="7" '
-            f'fill="{fill}" stroke="{stroke}" stroke-width="1.2"/>')
-
-
-def _cylinder(x: float, y: float, width: float, fill: str, stroke: str) -> str:
-    bottom, right, flat = y + BOX_HEIGHT - 5, x + width, f"{width / 2:.1f} 5"
-    return (
-        f'<path d="M{x:.1f} {y + 5:.1f}A{flat} 0 0 1 {right:.1f} {y + 5:.1f}V{bottom:.1f}'
-        f'A{flat} 0 0 1 {x:.1f} {bottom:.1f}Z" fill="{fill}" stroke="{stroke}" '
-        f'stroke-width="1.2"/><path d="M{x:.1f} {y + 5:.1f}A{flat} 0 0 0 {right:.1f} {y + 5:.1f}" '
-        f'fill="none" stroke="{stroke}" stroke-width="1.2"/>'
-    )
-
-
-def _bent(start: Point, end: Point) -> str:
-    middle = (start[1] + end[1]) / 2
-    return (f"C{start[0]:.1f} {middle:.1f} {end[0]:.1f} {middle:.1f} "
-            f"{end[0]:.1f} {end[1]:.1f}")
-
-
-def _rounded(points: Sequence[Point], radius: float = 8.0) -> str:
-    """Return a path along right angles with rounded corners."""
-    out = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
-    for before, corner, after in zip(points, points[1:], points[2:], strict=False):
-        a, b = _toward(corner, before, radius), _toward(corner, after, radius)
-        out += (f"L{a[0]:.1f} {a[1]:.1f}Q{corner[0]:.1f} {corner[1]:.1f} "
-                f"{b[0]:.1f} {b[1]:.1f}")
-    return f"{out}L{points[-1][0]:.1f} {points[-1][1]:.1f}"
-
-
-def _toward(start: Point, end: Point, distance: float) -> Point:
-    dx, dy = end[0] - start[0], end[1] - start[1]
-    length = abs(dx) + abs(dy)
-    part = min(distance, length / 2) / length if length else 0.0
-    return start[0] + dx * part, start[1] + dy * part

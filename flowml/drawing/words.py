@@ -170,8 +170,14 @@ def _read(port: Port, reader: Operator, promise: Promise | None) -> Arrow:
 
 def _write(writer: Operator, table: str, loop: bool) -> Arrow:
     after = "the table of the next step" if loop else "the table after the step"
-    return Arrow(writer.name, table, NEXT_STEP if loop else "", False, loop,
-                 f"{writer.name} -> {table}: {after}")
+    return Arrow(
+        writer.name,
+        table,
+        NEXT_STEP if loop else "",
+        False,
+        loop,
+        f"{writer.name} -> {table}: {after}",
+    )
 
 
 def detail_of(operator: Operator) -> str:

@@ -88,10 +88,10 @@ def gather_within(client: Any, futures: Any, seconds: float) -> list[Any] | None
 
 
 def start_gathering(client: Any, futures: Sequence[Any]) -> Waiting[list[Any]]:
-    """Begin to fetch the values of futures; the caller waits as it likes."""
+    """Begin to fetch the values of futures, without those that are lost meanwhile."""
 
     async def fetch() -> list[Any]:
-        return list(await client.gather(list(futures), asynchronous=True))
+        return list(await client.gather(list(futures), errors="skip", asynchronous=True))
 
     return asyncio.run_coroutine_threadsafe(fetch(), client.loop.asyncio_loop)
 

@@ -21,6 +21,7 @@ from flowml.runtime.calls import (
     call_gradient,
     check_finite_loss,
     check_outputs,
+    is_true,
     raise_explained,
     returned,
 )
@@ -189,7 +190,7 @@ def until_body(pattern: Pattern, operator: PlanOperator) -> Act:
         value = get()
         if not value.empty:
             spot = spot_at(rank, operator, step)
-            rank.ended = rank.ended or bool(call(spot, function, value.content))
+            rank.ended = rank.ended or is_true(spot, function, value.content)
 
     return act
 

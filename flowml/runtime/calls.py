@@ -18,7 +18,11 @@ import numpy as np
 from flowml.errors import DivergedError, FlowmlError, OperatorError
 from flowml.layout import Layout
 from flowml.plan import PlanOperator
-from flowml.types import PACKAGE, Pytree
+from flowml.runtime.values import read_only
+from flowml.types import Array, Pytree, is_flowml, is_users
+
+COPY_FIRST = "Inputs are read-only, since others read them too: copy first, x = x.copy()."
+"""What NumPy's "destination is read-only" means to an operator."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Spot:
                 "worker": self.worker}
 
 
-class placed_errors:  # noqa: N801 - a context, named like those of contextlib
+class placed_errors:
     """Turn whatever a block of the user's code raises into one error with its place.
 
     ``SystemExit`` too: an operator must not be able to kill a worker. A class and not a
@@ -136,15 +140,22 @@ def placed(error: FlowmlError, spot: Spot) -> FlowmlError:
 
 
 def raised(spot: Spot, error: BaseException) -> OperatorError:
-    """Return the error for an exception of the user's function, its own frames first."""
+    """Return the error for an exception of the user's function, its own frames only.
+
+    Notes
+    -----
+    Frames of installed packages are shown where there is none of the user's.
+    """
+    trace = [f for f in traceback.extract_tb(error.__traceback__) if not is_flowml(f.filename)]
     frames = [
         f"{Path(f.filename).name}:{f.lineno} in {f.name}"
-        for f in traceback.extract_tb(error.__traceback__)
-        if not Path(f.filename).is_relative_to(PACKAGE)
+        for f in [f for f in trace if is_users(f.filename)] or trace
     ]
     at = f" at {' <- '.join(reversed(frames[-4:]))}" if frames else ""
+    in_place = isinstance(error, ValueError) and "read-only" in str(error)
     return OperatorError(
-        spot.label, f"raised {type(error).__name__}: {error}{at}", kind="raised",
+        spot.label, f"raised {type(error).__name__}: {error}{at}",
+        fix=COPY_FIRST if in_place else "", kind="raised",
         cause=f"{type(error).__name__}: {error}", **spot.fields(),
     )
 
@@ -155,15 +166,16 @@ def returned(spot: Spot, required: str, got: str, fix: str = "") -> OperatorErro
 
 
 def check_outputs(spot: Callable[[], Spot], result: Any, outputs: int) -> tuple[Any, ...]:
-    """Return the outputs of a map as a tuple, refusing None and a wrong number of them."""
+    """Return the outputs of a map, read-only, refusing None and a wrong number of them."""
     if result is None:
         raise returned(spot(), "must return a value", "None", "Is a return missing?")
     if outputs == 1:
-        return (result,)
+        return (read_only(result),)
     if not isinstance(result, tuple | list) or len(result) != outputs:
         got = f"{len(result)}" if isinstance(result, tuple | list) else type(result).__name__
-        raise returned(spot(), f"must return a tuple of {outputs} values (outputs={outputs})", got)
-    return tuple(result)
+        raise returned(spot(), f"must return a tuple of {outputs} values (outputs={outputs})", got,
+                       "Return as many values as outputs= says.")
+    return tuple(map(read_only, result))
 
 
 def call_gradient(
@@ -180,12 +192,21 @@ def call_gradient(
     first = tuple(params) if action.packed else params[0]
     result = call(spot, action.model.value_and_grad, first, *inputs)
     loss, gradients, beside = _unpack(spot, action, result)
-    for gradient, layout in zip(gradients, layouts, strict=True):
-        wrong = layout.mismatch(gradient)
+    for number, (gradient, layout) in enumerate(zip(gradients, layouts, strict=True)):
+        wrong = mismatch(layout, gradient)
         if wrong is not None:
+            table = spot().operator.inputs[number].source
             raise returned(spot(), "the gradient must have the structure, shapes and dtypes of "
-                           "its table", wrong, "Cast or reshape it in the loss.")
-    return loss, gradients, beside
+                           f"{table!r}", wrong, "Cast or reshape it in the loss.")
+    return loss, tuple(map(read_only, gradients)), tuple(map(read_only, beside))
+
+
+def mismatch(layout: Layout, value: Pytree) -> str | None:
+    """Say how a value differs from a layout, objects that are no numbers included."""
+    try:
+        return layout.mismatch(value)
+    except (TypeError, ValueError) as error:  # a ragged list, or an object that is no array
+        return str(error)
 
 
 def _unpack(
@@ -203,29 +224,65 @@ def _unpack(
                            f"a {type(loss).__name__}")
         loss, aux = loss
         beside = (aux,)
-    if np.ndim(loss) != 0:
-        raise returned(spot(), "the loss must be one number", f"shape {np.shape(loss)}",
+    number = number_of(spot, loss, "the loss must be one number",
                        "Return the mean over the batch.")
     grads = tuple(gradients) if action.packed else (gradients,)
     if len(grads) != action.tables:
         raise returned(spot(), f"must return {action.tables} gradients", str(len(grads)))
     if any(g is None for g in grads):
         raise returned(spot(), "must return a gradient", "None", "Is a return missing?")
-    return float(loss), grads, beside
+    return number, grads, beside
+
+
+def number_of(spot: Callable[[], Spot], value: Any, required: str, fix: str = "") -> float:
+    """Return a value as a float, refusing what is not one real number."""
+    if np.ndim(value) != 0:
+        raise returned(spot(), required, f"shape {np.shape(value)}", fix)
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        got = "None" if value is None else f"a {type(value).__name__}"
+        raise returned(spot(), required, got, "Is a return missing?" if value is None else fix
+                       ) from error
+
+
+def is_true(spot: Callable[[], Spot], function: Callable[..., Any], value: Any) -> bool:
+    """Return the answer of a user's yes-or-no function."""
+    with placed_errors(spot):
+        return bool(function(value))
 
 
 def check_finite_loss(spot: Callable[[], Spot], loss: float) -> None:
     """Refuse a loss that is not finite."""
     if not np.isfinite(loss):
-        raise diverged(spot(), f"the loss must be finite, got {loss}")
+        raise diverged(spot(), "the loss must be finite", str(loss))
 
 
-def diverged(spot: Spot, what: str) -> DivergedError:
+def diverged(spot: Spot, what: str, got: str = "") -> DivergedError:
     """Return the error for a value that is not finite."""
-    where = spot.label
-    return DivergedError(where, what, fix="Lower the learning rate, or clip the gradient "
-                         "(fl.clip_norm). The table keeps its last finite value.",
-                         **spot.fields())
+    return DivergedError(
+        spot.label, what, got, "Lower the learning rate, or clip the gradient (fl.clip_norm); "
+        'on_nonfinite="ignore" goes on. The table keeps its last finite value.', **spot.fields(),
+    )
+
+
+def nonfinite(layout: Layout, flats: Sequence[Array]) -> str:
+    """Say how many numbers of flat buffers are not finite, and which is the first.
+
+    Examples
+    --------
+    >>> from flowml.layout import layout_of
+    >>> nonfinite(layout_of({"W": np.zeros((2, 2))}), [np.array([0.0, 1.0, np.nan, np.inf])])
+    '2 that are not, the first at W[1, 0] = nan'
+    """
+    count, first = 0, ""
+    for path, leaf in layout.leaf_views(tuple(flats)).items():
+        bad = np.argwhere(~np.isfinite(leaf))
+        count += len(bad)
+        if len(bad) and not first:
+            at = tuple(int(i) for i in bad[0])
+            first = f"{path}{list(at) if at else ''} = {leaf[at]}"
+    return f"{count} that are not, the first at {first}"
 
 
 def all_finite(flats: Sequence[np.ndarray[Any, Any]]) -> bool:

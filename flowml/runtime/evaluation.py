@@ -6,12 +6,10 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from flowml.actions import Evaluate
 from flowml.data.blocks import evaluation_blocks
 from flowml.plan import PlanOperator
-from flowml.runtime.calls import Spot, call, returned
+from flowml.runtime.calls import Spot, call, number_of
 from flowml.types import Pytree
 
 
@@ -42,9 +40,7 @@ def evaluate_source(
         found = call(spot, action.function, params, rows.value())
         named = found if isinstance(found, dict) else {"value": found}
         for name, metric in named.items():
-            if np.ndim(metric) != 0:
-                raise returned(spot(), f"metric {name!r} must be one number",
-                               f"shape {np.shape(metric)}")
-            sums[name] = sums.get(name, 0.0) + weight * float(metric)
+            number = number_of(spot, metric, f"metric {name!r} must be one number")
+            sums[name] = sums.get(name, 0.0) + weight * number
         total += weight
     return {name: value / total for name, value in sums.items()}

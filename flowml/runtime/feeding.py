@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flowml.actions import Load
-from flowml.data.share import BatchOrder, Share, deal, random_seed
 from flowml.data.rows import Rows
+from flowml.data.share import BatchOrder, Share, deal, random_seed
 from flowml.data.source import Partition, count_rows
 from flowml.data.stream import BatchStream
 from flowml.errors import DataError
 from flowml.plan import Plan, PlanOperator
-
 
 RESIDENT_BYTES = 256 * 2**20
 """Partitions that a replica keeps in memory once read, where the worker says nothing else."""
@@ -33,6 +33,18 @@ class Feed:
     def dropped(self) -> int:
         """Return the rows that ``drop_last`` leaves out each epoch."""
         return sum(order.dropped() for order in self.orders)
+
+
+@dataclass(frozen=True)
+class OneBatch:
+    """Gives the same batch in every step, as a stream does."""
+
+    content: Any
+    examples: float
+
+    def batch(self, step: int) -> tuple[Any, float]:
+        """Return the batch."""
+        return self.content, self.examples
 
 
 def seeds(operator: PlanOperator, run_seed: int) -> tuple[int, ...]:

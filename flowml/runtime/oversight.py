@@ -147,7 +147,10 @@ class Oversight:
         try:
             while True:
                 with suppress(TimeoutError):
-                    return coming.result(SLICE_SECONDS)
+                    values = coming.result(SLICE_SECONDS)
+                    if len(values) == len(futures):
+                        return values
+                    raise self._verdict(futures, operator)
                 self.look(futures, operator)
         finally:
             coming.cancel()

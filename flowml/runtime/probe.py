@@ -7,7 +7,7 @@ worker is touched. Operators are pure, so nothing of it remains.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from flowml.errors import FlowmlError
@@ -16,6 +16,7 @@ from flowml.plan import Firing, Plan, PlanOperator
 from flowml.runtime.blas import blas_threads
 from flowml.runtime.calls import Spot, returned
 from flowml.runtime.domain import reads_table_buffers
+from flowml.runtime.feeding import OneBatch
 from flowml.runtime.outcome import Order
 from flowml.runtime.serial import SerialState, run_step
 from flowml.runtime.tablestate import make_instance
@@ -23,17 +24,6 @@ from flowml.runtime.values import Value
 
 Batches = Mapping[str, tuple[Any, float]]
 """One batch of each load: (value, examples)."""
-
-
-@dataclass(frozen=True)
-class _OneBatch:
-    """Gives the same batch in every step, as a stream does."""
-
-    content: Any
-    examples: float
-
-    def batch(self, step: int) -> tuple[Any, float]:
-        return self.content, self.examples
 
 
 def probe(plan: Plan, batches: Batches, seed: int, worker: str = "driver") -> dict[
@@ -48,7 +38,7 @@ def probe(plan: Plan, batches: Batches, seed: int, worker: str = "driver") -> di
     """
     single = _single(plan)
     tables = {t.name: [make_instance(single, t, 0, seed)] for t in single.tables}
-    streams: dict[str, Any] = {name: [_OneBatch(*batch)] for name, batch in batches.items()}
+    streams: dict[str, Any] = {name: [OneBatch(*batch)] for name, batch in batches.items()}
     order = Order(1, None, seed=seed, on_nonfinite="ignore")
     state = SerialState(single, order, Firing(single), {}, streams, tables)
     _check_batches(single, batches)
@@ -64,10 +54,7 @@ def probe(plan: Plan, batches: Batches, seed: int, worker: str = "driver") -> di
 
 def _single(plan: Plan) -> Plan:
     """Return the plan for one replica, with every edge delivering in every step."""
-    operators = tuple(
-        replace(o, inputs=tuple(replace(p, every=1) for p in o.inputs)) for o in plan.operators
-    )
-    return replace(plan, replicas=1, groups=((0,),), operators=operators)
+    return replace(plan.every_step(), replicas=1, groups=((0,),))
 
 
 def _layout_of_output(

@@ -95,7 +95,7 @@ class FlowScheduler(SchedulerPlugin):
         """Count a new worker's slots."""
         self.admission.add_worker(worker, max(1, scheduler.workers[worker].nthreads))
 
-    def remove_worker(self, scheduler: Any, worker: str, **kwargs: Any) -> None:
+    def remove_worker(self, scheduler: Any, worker: str, *, stimulus_id: str = "", **_: Any) -> None:
         """Tell the runs of a worker that it is lost."""
         for run in self.admission.remove_worker(worker):
             if run in self.lost:

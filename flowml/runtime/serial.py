@@ -33,12 +33,30 @@ from flowml.runtime.calls import (
     check_finite_loss,
     check_outputs,
     diverged,
-    raised,
+    is_true,
+    mismatch,
+    nonfinite,
+    number_of,
+    placed_errors,
     returned,
 )
 from flowml.runtime.evaluation import evaluate_source
-from flowml.runtime.feeding import Feed, loads, local_feed, open_stream, steps_per_epoch, total_steps
-from flowml.runtime.outcome import HistoryBuilder, Order, Outcome, Tables, evaluation_due, history_block
+from flowml.runtime.feeding import (
+    Feed,
+    loads,
+    local_feed,
+    open_stream,
+    steps_per_epoch,
+    total_steps,
+)
+from flowml.runtime.outcome import (
+    HistoryBuilder,
+    Order,
+    Outcome,
+    Tables,
+    evaluation_due,
+    history_block,
+)
 from flowml.runtime.place import Place
 from flowml.runtime.tablestate import TableInstance, make_instance
 from flowml.runtime.values import EMPTY, Kept, Value, agreed_examples, copied
@@ -108,7 +126,8 @@ def _loop(state: SerialState, should_stop: Callable[[], bool]) -> Outcome:
     feeds = list(state.feeds.values())
     last = total_steps(feeds, order.steps, order.epochs)
     epoch = steps_per_epoch(feeds)
-    outcome = Outcome(plan, steps_per_epoch=epoch, dropped_rows={f.name: f.dropped() for f in feeds})
+    dropped = {f.name: f.dropped() for f in feeds}
+    outcome = Outcome(plan, steps_per_epoch=epoch, dropped_rows=dropped)
     losses: list[list[float]] = [[] for _ in range(plan.replicas)]
     seconds: list[float] = []
     began = time.monotonic()
@@ -134,7 +153,10 @@ def _loop(state: SerialState, should_stop: Callable[[], bool]) -> Outcome:
     outcome.tables = table_values(state)
     outcome.seconds = time.monotonic() - began
     outcome.history = _history(losses, seconds)
-    outcome.unsent = tuple(sorted({f"{k[0]}" for k, v in state.kept.items() if v.seen}))
+    outcome.unsent = tuple(sorted({
+        plan.edge_name(plan.operator(reader), number)
+        for (reader, number, _), kept in state.kept.items() if kept.seen
+    }))
     return outcome
 
 
@@ -248,7 +270,8 @@ SpotOf = Callable[[], Spot]
 
 
 def _load(state: SerialState, operator: PlanOperator, instance: int, spot: SpotOf) -> Made:
-    content, examples = state.streams[operator.name][instance].batch(spot().step)
+    with placed_errors(spot):
+        content, examples = state.streams[operator.name][instance].batch(spot().step)
     return (Value(content, float(examples)) if examples else EMPTY,)
 
 
@@ -312,7 +335,9 @@ def _contributions(
         weight = 1.0
         if isinstance(action, Aggregate) and action.weight == "handle":
             given = state.held[operator.name, 1, source]
-            weight = 0.0 if given.empty else float(given.content)
+            weight = 0.0 if given.empty else number_of(
+                spot, given.content, "the weight must be one number", "Return a float."
+            )
         elif isinstance(action, Aggregate) and action.weight == "examples":
             weight = 1.0 if value.examples is None else value.examples
         found[source] = (value, weight)
@@ -346,15 +371,17 @@ def _layout(spot: SpotOf, content: Any) -> Layout:
     try:
         return layout_of(content)
     except TypeError as error:
-        raise returned(spot(), "values must be pytrees of numeric arrays", str(error)) from error
+        raise returned(spot(), "values must be pytrees of numeric arrays", str(error),
+                       "Return NumPy arrays, or dicts, tuples and lists of them.") from error
 
 
 def flatten(spot: SpotOf, layout: Layout, content: Any, source: int) -> tuple[Array, ...]:
     """Return the flat buffers of a value that must fit ``layout``."""
-    wrong = layout.mismatch(content)
+    wrong = mismatch(layout, content)
     if wrong is not None:
         raise returned(spot(), "values of all members must have the same structure, shapes and "
-                       f"dtypes; member {source} differs", wrong)
+                       f"dtypes; member {source} differs", wrong,
+                       "Return arrays of one shape and dtype.")
     buffers = layout.allocate()
     layout.write(content, buffers)
     return buffers
@@ -369,15 +396,17 @@ def _write(state: SerialState, operator: PlanOperator, instance: int, spot: Spot
         values = _inputs(state, operator, instance)[:1]
     for writer, value in enumerate(values):
         if not value.empty:
-            table.latest = _written(state, operator, table, value, writer, spot)
+            out = _written(operator, table, value, writer, spot)
+            if state.order.on_nonfinite == "stop" and not all_finite(out):
+                raise _not_finite(state, operator, instance, table.layout, out, spot)
+            table.latest = out
     return (Value(table.view(table.latest), None),)
 
 
 def _written(
-    state: SerialState, operator: PlanOperator, table: TableInstance, value: Value, writer: int,
-    spot: SpotOf,
+    operator: PlanOperator, table: TableInstance, value: Value, writer: int, spot: SpotOf
 ) -> tuple[Array, ...]:
-    wrong = table.layout.mismatch(value.content)
+    wrong = mismatch(table.layout, value.content)
     if wrong is not None:
         raise returned(spot(), f"what is written to table {operator.writes!r} must have its "
                        "structure, shapes and dtypes", wrong, "Cast or reshape it before.")
@@ -390,16 +419,40 @@ def _written(
         rule = table.rules[operator.name]
         at = At(spot().step, rule.applied, 0, writer, value.examples or 0.0)
         call(spot, rule.apply, table.latest, flat, at, out)
-    if state.order.on_nonfinite == "stop" and not all_finite(out):
-        raise diverged(spot(), f"table {operator.writes!r} must stay finite, and this write "
-                       "makes it infinite or NaN")
     return out
+
+
+def _not_finite(
+    state: SerialState, operator: PlanOperator, instance: int, layout: Layout,
+    out: tuple[Array, ...], spot: SpotOf,
+) -> FlowmlError:
+    """Return the error for a write that would make a table infinite or NaN.
+
+    Notes
+    -----
+    It names the replica whose value was not finite, where the write combines several.
+    """
+    plan, port, combining = state.plan, operator.inputs[0], operator
+    if not plan.combines(operator) and not port.table:
+        source = plan.operator(port.source)
+        combining = source if isinstance(source.action, Aggregate) else operator
+    source_port = combining.inputs[0]
+    for member in plan.members(combining, instance) if plan.combines(combining) else ():
+        value = state.held[combining.name, 0, member]
+        flat = () if value.empty else layout.flat(value.content)
+        if not all_finite(flat):
+            made_by = combining if source_port.table else plan.operator(source_port.source)
+            rank = plan.ranks_of(plan.scope_of(source_port), member)[0]
+            return diverged(Spot(made_by, rank, spot().step), "its value must be finite",
+                            nonfinite(layout, flat))
+    return diverged(spot(), f"what this write makes of table {operator.writes!r} must be finite",
+                    nonfinite(layout, out))
 
 
 def _until(state: SerialState, operator: PlanOperator, instance: int, spot: SpotOf) -> Made:
     assert isinstance(operator.action, Until)
     value = _inputs(state, operator, instance)[0]
-    if not value.empty and bool(call(spot, operator.action.function, value.content)):
+    if not value.empty and is_true(spot, operator.action.function, value.content):
         state.ended = True
     return ()
 

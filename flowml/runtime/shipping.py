@@ -6,9 +6,7 @@ import dataclasses
 import functools
 import inspect
 import sys
-import sysconfig
 from collections.abc import Iterator
-from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -22,7 +20,7 @@ from cloudpickle import (
 from flowml.actions import Evaluate, Gradient, Map, Until, Update
 from flowml.errors import FlowmlError, PlanError, raise_all
 from flowml.plan import Plan, PlanOperator
-from flowml.types import PACKAGE
+from flowml.types import is_users
 
 
 def check_ships(plan: Plan) -> None:
@@ -42,8 +40,11 @@ def check_ships(plan: Plan) -> None:
     for table in plan.tables:
         error = _failure(table.init)
         if error is not None:
-            errors.append(PlanError(f"table {table.name!r} ({table.site})", "init must be able to "
-                                    "travel to workers", str(error)))
+            found = ", ".join(_culprits(table.init, set()))
+            errors.append(PlanError(
+                f"table {table.name!r} ({table.site})", "init must be able to travel to workers",
+                f"one that uses {found}" if found else str(error),
+                "Open or create it inside the function."))
     raise_all(f"graph {plan.graph!r}", errors)
 
 
@@ -59,35 +60,48 @@ def _parts(operator: PlanOperator) -> Iterator[Any]:
 
 def _failure(thing: Any) -> Exception | None:
     try:
-        cloudpickle.dumps(thing)
+        ship(thing, thing)
     except Exception as error:
         return error
     return None
 
 
 def _refusal(operator: PlanOperator, part: Any, error: Exception) -> FlowmlError:
-    found = [
-        f"variable {name!r} ({_shown(value)})"
-        for name, value in _variables(part)
-        if _failure(value) is not None
-    ]
-    got = ", ".join(found) or f"{type(error).__name__}: {error}"
+    found = ", ".join(_culprits(part, set()))
+    got = f"one that uses {found}" if found else f"{type(error).__name__}: {error}"
     return PlanError(
-        operator.label, "its function must be able to travel to workers", f"one that uses {got}",
+        operator.label, "its function must be able to travel to workers", got,
         "Open or create it inside the function.", operator=operator.name,
     )
 
 
+def _culprits(part: Any, seen: set[int]) -> Iterator[str]:
+    """Yield the variables that cannot travel, those of functions that a function uses included."""
+    seen.add(id(part))
+    for name, value in _variables(part):
+        if id(value) in seen or _failure(value) is None:
+            continue
+        inner = list(_culprits(value, seen)) if callable(value) else []
+        yield from inner or [f"variable {name!r} ({_shown(value)})"]
+
+
 def _variables(part: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the variables that a function, or the functions inside an object, closes over."""
-    function = getattr(part, "loss", None) or getattr(part, "function", None) or part
-    if inspect.ismethod(function):
-        function = function.__func__
-    if not inspect.isfunction(function):
-        yield from vars(part).items() if hasattr(part, "__dict__") else ()
-        return
-    closed = inspect.getclosurevars(function)
-    yield from (closed.nonlocals | closed.globals).items()
+    """Yield the variables that a function closes over, or the parts of an object."""
+    if isinstance(part, functools.partial):
+        yield from (("func", part.func), *_arguments(part))
+    elif inspect.ismethod(part):
+        yield from (("self", part.__self__), *_variables(part.__func__))
+    elif inspect.isfunction(part):
+        closed = inspect.getclosurevars(part)
+        yield from {**closed.nonlocals, **closed.globals}.items()
+    elif hasattr(part, "__dict__"):
+        yield from vars(part).items()
+
+
+def _arguments(part: functools.partial[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the arguments that a partial has bound, by position or name."""
+    yield from ((f"argument {n}", value) for n, value in enumerate(part.args, 1))
+    yield from part.keywords.items()
 
 
 def _shown(value: Any) -> str:
@@ -154,8 +168,4 @@ def _is_users(module: ModuleType) -> bool:
     file = getattr(module, "__file__", None)
     if file is None or module.__name__ == "__main__":
         return False
-    path = Path(file).resolve()
-    if path.is_relative_to(PACKAGE):
-        return path.is_relative_to(PACKAGE / "_graphs")
-    installed = [sysconfig.get_paths()[k] for k in ("stdlib", "platstdlib", "purelib", "platlib")]
-    return not any(path.is_relative_to(Path(folder).resolve()) for folder in installed)
+    return is_users(file)

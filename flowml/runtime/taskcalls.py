@@ -17,8 +17,8 @@ from flowml.actions import Update
 from flowml.data.blocks import evaluation_blocks
 from flowml.data.rows import Rows
 from flowml.layout import layout_of
-from flowml.plan import Firing, Plan
-from flowml.runtime.calls import Spot
+from flowml.plan import Firing, Plan, PlanOperator
+from flowml.runtime.calls import Spot, all_finite
 from flowml.runtime.evaluation import evaluate_source
 from flowml.runtime.serial import SerialState, flatten, operate
 from flowml.runtime.tablestate import RuleState, TableInstance, make_instance, whole
@@ -33,7 +33,7 @@ from flowml.runtime.taskvalues import (
     aligned,
     value_of,
 )
-from flowml.runtime.values import Kept, Value
+from flowml.runtime.values import EMPTY, Kept, Value
 from flowml.types import Pytree
 
 # --- operators --------------------------------------------------------------------------------
@@ -85,7 +85,13 @@ def combine(
             return made
         layout = layout_of(made.content)
         spot = partial(Spot, operator, 0, step)
-        return Flat(layout, flatten(spot, layout, made.content, 0), made.examples)
+        out = flatten(spot, layout, made.content, 0)
+        blamed = None
+        if not all_finite(out):
+            flats = ((m, layout.flat(value_of(v).content))
+                     for m, v in zip(members, values, strict=True) if not value_of(v).empty)
+            blamed = next(((m, flat) for m, flat in flats if not all_finite(flat)), None)
+        return Flat(layout, out, made.examples, blamed)
 
 
 def pick(made: Made, output: int) -> Value:
@@ -144,8 +150,24 @@ def write_table(
             sources = (plan.instance_of(plan.scope_of(operator.inputs[0]), rank),)
         for source, value in zip(sources, values, strict=True):
             state.held[name, 0, source] = value_of(value)
+        _hold_contributions(state, operator, instance, values)
         operate(state, operator, instance, step)
         return _frozen(table)
+
+
+def _hold_contributions(
+    state: SerialState, operator: PlanOperator, instance: int, values: Sequence[Between]
+) -> None:
+    """Stand in for what a sum was made of: a write that fails looks there for the culprit."""
+    plan, port = state.plan, operator.inputs[0]
+    if port.table or plan.combines(operator) or plan.operator(port.source).kind != "aggregate":
+        return
+    for member in plan.members(plan.operator(port.source), instance):
+        state.held[port.source, 0, member] = EMPTY
+    if isinstance(values[0], Flat) and values[0].blamed is not None:
+        member, buffers = values[0].blamed
+        value = Value(values[0].layout.views(buffers, writeable=False), None)
+        state.held[port.source, 0, member] = value
 
 
 def _thawed(plan: Plan, state: TableState, changing: str) -> TableInstance:

@@ -19,7 +19,7 @@ from flowml.layout import Layout, layout_of
 from flowml.plan import PlanOperator
 from flowml.reductions import Tree, reduce_slices
 from flowml.reductions import partial as partial_sum
-from flowml.runtime.calls import Spot, call, returned
+from flowml.runtime.calls import Spot, all_finite, call, number_of, returned
 from flowml.runtime.serial import flatten
 from flowml.runtime.tasksetting import on_worker
 from flowml.runtime.taskshipment import Shipment
@@ -49,6 +49,8 @@ class Partial:
         The first of those members.
     leaf : bool
         One member's contribution as made, not scaled.
+    blamed : (int, tuple of ndarray) or None
+        A member whose contribution is not finite, and that contribution.
     """
 
     layout: Layout | None = None
@@ -57,6 +59,7 @@ class Partial:
     counts: tuple[float | None, ...] = ()
     first: int = -1
     leaf: bool = False
+    blamed: tuple[int, tuple[Array, ...]] | None = None
 
     def __sizeof__(self) -> int:
         return 200 + sum(b.nbytes for b in self.buffers)
@@ -78,13 +81,27 @@ def finish_sum(
     with on_worker(shipment.plan.blas_threads):
         operator, spot = _place(shipment, name, step, instance)
         found = [_partial(operator, spot, child) for child in children]
-        layout = _common_layout(spot, found)
+        layout = _agreed_layout(spot, found)
         if layout is None or not any(p.weight for p in found):
             return EMPTY
         out = _reduced(operator, spot, found, layout, finish=True)
         counts = [count for p in found for count in p.counts]
         examples = None if None in counts else float(sum(c for c in counts if c is not None))
-        return Flat(layout, out, examples)
+        return Flat(layout, out, examples, blame(out, found))
+
+
+def blame(
+    out: Sequence[Array], children: Sequence[Partial]
+) -> tuple[int, tuple[Array, ...]] | None:
+    """Return a member of weight that made a sum infinite or NaN, so that a write can name it."""
+    if all_finite(out):
+        return None
+    for child in children:
+        if child.blamed is not None:
+            return child.blamed
+        if child.leaf and child.weight and not all_finite(child.buffers):
+            return child.first, child.buffers
+    return None
 
 
 def _place(
@@ -107,7 +124,10 @@ def _partial(operator: PlanOperator, spot: SpotOf, child: Child) -> Partial:
     assert isinstance(action, Aggregate)
     weight = 1.0
     if action.weight == "handle":
-        weight = float(value_of(child[2]).content)
+        given = value_of(child[2])
+        weight = 0.0 if given.empty else number_of(
+            spot, given.content, "the weight must be one number", "Return a float."
+        )
     elif action.weight == "examples":
         weight = 1.0 if value.examples is None else value.examples
     layout, buffers = _flattened(spot, between, value, member)
@@ -122,11 +142,12 @@ def _flattened(
     try:
         layout = layout_of(value.content)
     except TypeError as error:
-        raise returned(spot(), "values must be pytrees of numeric arrays", str(error)) from error
+        raise returned(spot(), "values must be pytrees of numeric arrays", str(error),
+                       "Return NumPy arrays, or dicts, tuples and lists of them.") from error
     return layout, flatten(spot, layout, value.content, member)
 
 
-def _common_layout(spot: SpotOf, children: Sequence[Partial]) -> Layout | None:
+def _agreed_layout(spot: SpotOf, children: Sequence[Partial]) -> Layout | None:
     """Return the layout of the first child that has one; the other must have the same."""
     first, *others = [p for p in children if p.layout is not None] or [Partial()]
     for other in others:
@@ -140,11 +161,12 @@ def _differs(spot: SpotOf, first: Partial, other: Partial) -> FlowmlError:
     assert other.layout is not None
     wrong = first.layout.mismatch(other.layout.views(other.layout.allocate()))
     return returned(spot(), "values of all members must have the same structure, shapes and "
-                    f"dtypes; member {other.first} differs", str(wrong))
+                    f"dtypes; member {other.first} differs", str(wrong),
+                    "Return arrays of one shape and dtype.")
 
 
 def _added(operator: PlanOperator, spot: SpotOf, children: Sequence[Partial]) -> Partial:
-    layout = _common_layout(spot, children)
+    layout = _agreed_layout(spot, children)
     if layout is None:
         return Partial()
     weight = children[0].weight + children[1].weight
@@ -153,7 +175,7 @@ def _added(operator: PlanOperator, spot: SpotOf, children: Sequence[Partial]) ->
         buffers = _reduced(operator, spot, children, layout, finish=False)
     counts = tuple(count for p in children for count in p.counts)
     first = next(p.first for p in children if p.layout is not None)
-    return Partial(layout, buffers, weight, counts, first)
+    return Partial(layout, buffers, weight, counts, first, blamed=blame(buffers, children))
 
 
 def _reduced(

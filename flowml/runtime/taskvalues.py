@@ -14,17 +14,27 @@ from dask.sizeof import sizeof
 
 from flowml.data.rows import Rows
 from flowml.layout import Layout
-from flowml.runtime.values import Value
+from flowml.runtime.values import Value, read_only
 from flowml.types import Array, Pytree, aligned_empty
 
 
 @dataclass(frozen=True)
 class Flat:
-    """A pytree as its flat buffers: tables as operators read them, and sums."""
+    """A pytree as its flat buffers: tables as operators read them, and sums.
+
+    Attributes
+    ----------
+    layout : Layout
+    buffers : tuple of ndarray
+    examples : float or None
+    blamed : (int, tuple of ndarray) or None
+        Of a sum that is not finite: a member whose contribution was not, and that contribution.
+    """
 
     layout: Layout
     buffers: tuple[Array, ...]
     examples: float | None = None
+    blamed: tuple[int, tuple[Array, ...]] | None = None
 
     def __sizeof__(self) -> int:
         return 200 + self.layout.nbytes
@@ -97,14 +107,14 @@ def rows_nbytes(rows: Rows) -> int:
 def value_of(between: Between) -> Value:
     """Return what an operator gets for what another task made."""
     if isinstance(between, Value):
-        return between
+        return Value(read_only(between.content), between.examples)
     if isinstance(between, Flat):
         return Value(between.tree(), between.examples)
     if isinstance(between, TableState):
         return Value(between.shown().tree(), None)
     if isinstance(between, Batch):
         return Value(between.rows.aligned().value(), between.examples)
-    return between.values[0]
+    return value_of(between.values[0])
 
 
 def aligned(buffers: Sequence[Array]) -> tuple[Array, ...]:

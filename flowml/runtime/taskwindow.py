@@ -95,7 +95,7 @@ class Mark:
     record : Key
     tables : mapping of (table, instance) to Key
     unsent : tuple of str
-        Readers of edges that keep values then.
+        Edges that keep values then.
     """
 
     start: int

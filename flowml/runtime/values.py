@@ -50,12 +50,29 @@ def agreed_examples(values: Iterable[Value]) -> float | None:
 
 
 def copied(content: Pytree) -> Pytree:
-    """Return a private copy of the arrays of a value that has to outlive its step."""
+    """Return a private, read-only copy of the arrays of a value that has to outlive its step."""
     return optree.tree_map(_copy, content)
 
 
 def _copy(leaf: Any) -> Any:
-    return leaf.copy() if hasattr(leaf, "copy") and not isinstance(leaf, type) else leaf
+    if isinstance(leaf, type) or not hasattr(leaf, "copy"):
+        return leaf
+    return _read_only(leaf.copy())
+
+
+def read_only(content: Pytree) -> Pytree:
+    """Return a value whose arrays are read-only views, since several operators may read it."""
+    if isinstance(content, np.ndarray):
+        return _read_only(content)
+    return optree.tree_map(_read_only, content)
+
+
+def _read_only(leaf: Any) -> Any:
+    if not isinstance(leaf, np.ndarray) or not leaf.flags.writeable:
+        return leaf
+    view = leaf.view()
+    view.flags.writeable = False
+    return view
 
 
 @dataclass
@@ -99,7 +116,7 @@ class Kept:
         self.content, self.examples, self.weight, self.seen = None, None, 0.0, False
         if content is None:
             return EMPTY
-        return Value(content, examples)
+        return Value(read_only(content), examples)
 
     def _factor(self, value: Value) -> float:
         return 1.0 if value.examples is None or self.keep != "mean" else value.examples

@@ -81,7 +81,7 @@ class Watch:
     def _somewhere(self) -> Whereabouts:
         """Return all that is known of a worker of another host: it is in the step of this one."""
         step = max(r.step for r in self._reports(self._worker))
-        names = [o.name for o in self._spec.plan.steps]
+        names = [o.name for o in self._spec.plan.steps if o.kind != "here"]
         listed = ", ".join(repr(n) for n in names)
         words = f"one of the operators {listed}, step {step}"
         return Whereabouts(", ".join(names), words, step, False)

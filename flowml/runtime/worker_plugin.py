@@ -26,7 +26,7 @@ from flowml.runtime.feeding import RESIDENT_BYTES
 from flowml.runtime.gang import Gang
 from flowml.runtime.host_hello import HostListener
 from flowml.runtime.host_key import host_key
-from flowml.runtime.process_settings import ProcessSettings
+from flowml.runtime.loop_settings import LoopSettings
 from flowml.runtime.runspec import RunSpec
 from flowml.runtime.watch import BEAT_SECONDS
 
@@ -45,7 +45,7 @@ class FlowWorker(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         """Start to answer."""
         self.worker = worker
-        self.settings = ProcessSettings(worker)
+        self.settings = LoopSettings(worker)
         self.gangs: dict[str, Gang] = {}
         self._couriers: dict[str, RpcCourier] = {}
         self._listeners: dict[str, HostListener] = {}

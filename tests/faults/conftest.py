@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 
+import dask
 import pytest
-from tests.faults.bed import Bed, bed
+from tests.faults.bed import TRANSPORTS, WAIT_SECONDS, Bed, bed
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Bed]:
     with bed() as found:
         yield found
+        # A cluster that is closed while a nanny starts a process takes half a minute for it.
+        found.client.wait_for_workers(2, timeout=WAIT_SECONDS)
 
 
 @pytest.fixture
@@ -18,3 +21,10 @@ def pair(running: Bed) -> Iterator[Bed]:
     running.ready()
     yield running
     running.assert_clean()
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Let hosts share memory, and let each worker be a host of its own."""
+    with dask.config.set({"flowml.transport": request.param}):
+        yield request.param

@@ -246,12 +246,18 @@ def test_after_an_end_a_later_step_may_fail(local):
     assert_like_serial(plan_of(graph), local, Order(9, None))
 
 
-def test_a_table_that_is_not_finite_keeps_its_last_value(local):
-    plan = plan_of(with_function(lambda b, here: np.inf if here.clock == 2 else 1.0))
+@pytest.mark.parametrize("replica", [0, 3, 4])
+def test_a_table_that_is_not_finite_keeps_its_last_value(local, replica):
+    def grows(batch, here):
+        return np.inf if (here.clock, here.replica) == (2, replica) else 1.0
+
+    plan = plan_of(with_function(grows), replicas=5)
     outcome = run(plan, local, Order(4, None))
-    assert isinstance(outcome.error, DivergedError)
-    assert (outcome.error.operator, outcome.error.step) == ("update_total", 2)
-    assert outcome.tables["total"][0] == 3 * outcome.steps
+    error, truth = outcome.error, run_serial(plan, Order(4, None)).error
+    assert isinstance(error, DivergedError)
+    assert str(error) == str(truth)
+    assert (error.operator, error.replica, error.step) == ("suspect", replica, 2)
+    assert outcome.tables["total"][0] == 5 * outcome.steps
 
 
 def test_errors_before_the_first_step(local):

@@ -43,7 +43,7 @@ def keep_freed_memory() -> bool:
 
 
 @dataclass
-class ProcessSettings:
+class LoopSettings:
     """Counts the runs of one worker and applies what they need."""
 
     dask_worker: Any

@@ -1,0 +1,213 @@
+"""What explain says, checked against plans that can be counted by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import flowml as fl
+from flowml.compiler.explain import ONE_IS_FASTER, explain
+from flowml.compiler.gauge import Measured, measure
+from flowml.errors import FlowmlError, PlanError
+
+X = np.random.default_rng(0).random((64, 3), "float32")
+Y = np.array([0, 1] * 32)
+MODEL = fl.models.softmax(3, 2)
+NBYTES = 4 * (3 * 2 + 2)
+HEADER = 16
+
+
+def sync_sgd(read=lambda w: w, momentum=0.9, within=None):
+    w = fl.table("w", MODEL.init())
+    batch = fl.load((X, Y), batch_size=4, name="batch")
+    mean = fl.aggregate("mean", fl.gradient(MODEL, read(w), batch), name="mean", within=within)
+    if within:
+        mean = fl.aggregate("mean", mean, name="all")
+    return fl.Graph(fl.update(w, mean, fl.sgd(0.1, momentum=momentum)), name="ssgd").logical
+
+
+def local_sgd(period):
+    init = MODEL.init()
+    anchor, local = fl.table("anchor", init), fl.table("local", init, scope="replica")
+    batch = fl.load((X, Y), batch_size=4)
+    moved = fl.update(local, fl.gradient(MODEL, local, batch), fl.sgd(0.1))
+    drift = fl.map(
+        lambda a, m: {k: a[k] - m[k] for k in a}, anchor, moved.every(period), name="drift"
+    )
+    outer = fl.update(anchor, fl.aggregate("mean", drift, weight="equal"), fl.sgd(1.0))
+    return fl.Graph(moved, outer, fl.assign(local, outer), name="local").logical
+
+
+def seconds(gradient, cores=8, **more):
+    spent = {"batch": 0.0, "gradient": gradient, "mean": 0.0, "update_w": 0.0}
+    return Measured(spent, cores=cores, **more)
+
+
+def edge(found, name):
+    return next(e for e in found.edges if e.edge == name)
+
+
+def test_stages_stand_in_order_with_a_line_each():
+    found = explain(sync_sgd(), 2, probe=None)
+    assert [name for name, _ in found.stages] == ["check", "place", "fuse", "lower", "emit"]
+    assert all(text and "\n" not in text for _, text in found.stages)
+
+
+def test_fused_groups_placements_and_barriers():
+    found = explain(sync_sgd(), 2, probe=None)
+    assert found.loops == (("batch", "gradient"), ("mean", "update_w"))
+    assert dict(found.placements) == {
+        "batch": "replica",
+        "gradient": "replica",
+        "mean": "reduce",
+        "update_w": "table",
+    }
+    assert found.barriers == 2
+
+
+def test_summation_trees_are_those_of_the_plan():
+    assert explain(sync_sgd(), 3, probe=None).trees == (("mean", ((0, 1), 2)),)
+    grouped = explain(sync_sgd(within="host"), 4, 2, probe=None)
+    assert grouped.trees == (("mean[0]", (0, 1)), ("mean[1]", (2, 3)), ("all", (0, 1)))
+    assert "((0,1),2)" in str(explain(sync_sgd(), 3, probe=None))
+
+
+def test_a_contribution_is_written_once_and_read_by_slices():
+    found = edge(explain(sync_sgd(), 3, probe=None), "gradient -> mean")
+    assert found.crosses
+    assert found.written_bytes == 3 * NBYTES
+    assert found.read_bytes == 3 * NBYTES
+
+
+def test_one_partial_sum_goes_each_way_between_two_hosts():
+    found = explain(sync_sgd(), 4, probe=None, hosts=["a", "a", "b", "b"])
+    assert found.hosts == ((0, 1), (2, 3))
+    crossing = edge(found, "gradient -> mean")
+    assert crossing.messages == 2
+    assert crossing.message_bytes == 2 * (NBYTES + HEADER)
+    assert edge(found, "w -> gradient").messages == 0
+
+
+def test_what_stays_in_a_replica_costs_nothing():
+    found = edge(explain(sync_sgd(), 3, probe=None), "batch -> gradient")
+    assert (found.crosses, found.written_bytes, found.messages) == (False, 0, 0)
+
+
+def test_a_period_thins_traffic_and_barriers():
+    layouts = measure(local_sgd(4), 2).layouts
+    every, seldom = (
+        explain(local_sgd(period), 2, probe=Measured({}, layouts=layouts)) for period in (1, 4)
+    )
+    assert every.barriers == 4 * seldom.barriers
+    dense, thin = (edge(found, "drift -> mean") for found in (every, seldom))
+    assert dense.written_bytes == 2 * NBYTES
+    assert thin.written_bytes == pytest.approx(dense.written_bytes / 4)
+
+
+def test_sizes_of_maps_are_unknown_without_a_measurement():
+    found = explain(local_sgd(4), 2, probe=None)
+    assert edge(found, "drift -> mean").written_bytes is None
+    assert found.memory.regions is None
+    assert "?" in str(found)
+
+
+def test_memory_counts_versions_rules_and_regions():
+    found = explain(sync_sgd(), 2, probe=None).memory
+    assert found.tables == 2 * NBYTES  # now, and after the one write of a step
+    assert found.rules == NBYTES  # the momentum, once
+    assert found.regions == 2 * (NBYTES + HEADER)
+
+
+def test_promises_taken_by_unmarked_edges():
+    found = explain(sync_sgd(lambda w: w.stale(4)), 2, probe=None)
+    taken = dict(found.promises)
+    assert taken["gradient -> mean"] == "stale(4)"
+    assert taken["batch -> gradient"] == "sync"
+    assert "w -> gradient" not in taken  # marked
+
+
+def test_a_graph_that_does_not_run_yet_is_explained_as_far_as_it_goes():
+    found = explain(sync_sgd(lambda w: w.sync(until=5).stale(4)), 2, probe=None)
+    assert dict(found.stages)["lower"].startswith("refused: 3 mistakes, the first: edge w")
+    assert (found.prediction, found.edges) == (None, ())
+    assert "does not run in this release" in str(found)
+    assert found.loops == (("batch", "gradient"), ("mean", "update_w"))
+
+
+def test_one_replica_is_faster_where_the_gradient_is_short():
+    found = explain(sync_sgd(), 2, probe=seconds(5e-6, barrier_seconds=10e-6))
+    assert found.prediction.one_is_faster
+    assert ONE_IS_FASTER == "one replica is faster"
+    assert ONE_IS_FASTER in str(found)
+    assert "10 us" in found.verdict  # two gradients on one replica
+    assert "25 us" in found.verdict  # one, and two barriers
+
+
+def test_more_replicas_are_faster_where_the_gradient_is_long():
+    found = explain(sync_sgd(), 4, probe=seconds(1e-3, barrier_seconds=10e-6))
+    assert not found.prediction.one_is_faster
+    assert found.prediction.speedup == pytest.approx(4 / 1.02, rel=1e-3)
+    assert ONE_IS_FASTER not in str(found)
+    # 4 ms of work in all against two barriers of 10 us and a little copying
+    assert found.prediction.dominates_from == pytest.approx(200, abs=1)
+    assert f"from {found.prediction.dominates_from} replicas on" in found.verdict
+
+
+def test_a_larger_batch_measured_as_one_counts_for_one_replica():
+    probe = seconds(1e-3, whole_seconds={"gradient": 1.2e-3})
+    found = explain(sync_sgd(), 2, probe=probe).prediction
+    assert found.one_replica_seconds == pytest.approx(1.2e-3)
+
+
+def test_more_replicas_than_cores_are_told_and_slower():
+    wide, narrow = (explain(sync_sgd(), 4, probe=seconds(1e-3, cores=c)) for c in (4, 2))
+    assert narrow.prediction.replica_seconds == 2 * wide.prediction.replica_seconds
+    assert "share 2 cores" in narrow.verdict
+    assert "cores" not in wide.verdict
+
+
+def test_hosts_pay_for_messages():
+    near = explain(sync_sgd(), 2, probe=seconds(1e-3))
+    far = explain(sync_sgd(), 2, probe=seconds(1e-3), hosts=["a", "b"])
+    extra = far.prediction.barrier_seconds - near.prediction.barrier_seconds
+    assert extra == pytest.approx(0.85e-3, rel=1e-2)
+
+
+def test_one_replica_exchanges_nothing():
+    found = explain(sync_sgd(), 1, probe=seconds(1e-3))
+    assert found.barriers == 0
+    assert not any(e.crosses for e in found.edges)
+    assert found.prediction.seconds == pytest.approx(1e-3)
+
+
+def test_wrong_groups_are_refused_as_in_a_run():
+    with pytest.raises(PlanError, match="between 1 and 2 groups"):
+        explain(sync_sgd(), 2, 3, probe=None)
+
+
+def test_the_measurement_takes_every_operator_and_changes_nothing():
+    graph = sync_sgd()
+    found = measure(graph, 2)
+    assert set(found.gradient_seconds) == {"batch", "gradient", "mean", "update_w"}
+    assert all(spent > 0 for spent in found.gradient_seconds.values())
+    assert found.layouts["gradient", 0].nbytes == NBYTES
+    assert not np.any(graph.table("w").init["W"])
+
+
+def test_the_graph_explains_itself():
+    w = fl.table("w", MODEL.init())
+    batch = fl.load((X, Y), batch_size=4)
+    mean = fl.aggregate("mean", fl.gradient(MODEL, w, batch))
+    found = fl.Graph(fl.update(w, mean, fl.sgd(0.1)), name="g").explain(replicas=3)
+    assert found.prediction.seconds > 0
+    assert dataclasses.asdict(found)["graph"] == "g"
+    assert str(found).startswith("graph g with 3 replicas\n")
+
+
+def test_a_mistake_in_the_first_step_comes_out_of_the_measurement():
+    w = fl.table("w", MODEL.init())
+    batch = fl.load((X, Y), batch_size=4)
+    grads = fl.map(lambda w, b: None, w, batch)
+    graph = fl.Graph(fl.update(w, fl.aggregate("mean", grads), fl.sgd(0.1)))
+    with pytest.raises(FlowmlError, match="must return a value"):
+        graph.explain()

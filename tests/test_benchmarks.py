@@ -1,0 +1,104 @@
+"""Every benchmark runs with tiny settings, leaves no process behind, and reports everything."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+
+from compile_scale import STAGES, slope  # noqa: E402 - the folder is no package
+from sync_report import CONTENDERS, RATIOS, crossing, crossing_text, crossings  # noqa: E402
+
+RUN_SECONDS = 300
+END_SECONDS = 20
+
+
+def processes_of(session: int) -> list[psutil.Process]:
+    found = []
+    for one in psutil.process_iter():
+        with suppress(ProcessLookupError, PermissionError):
+            if os.getsid(one.pid) == session:
+                found.append(one)
+    return found
+
+
+def report_of(name: str, folder: Path) -> dict:
+    """Run a benchmark in a session of its own and return its JSON."""
+    program = [sys.executable, BENCHMARKS / name, "--quick", "--json", folder / "report.json"]
+    with subprocess.Popen(
+        program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
+        start_new_session=True,
+    ) as running:
+        try:
+            said, errors = running.communicate(timeout=RUN_SECONDS)
+        except subprocess.TimeoutExpired:
+            for one in processes_of(running.pid):
+                one.kill()
+            raise
+    assert running.returncode == 0, errors
+    assert said.strip()
+    _, left = psutil.wait_procs(processes_of(running.pid), timeout=END_SECONDS)
+    assert left == []
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_a_synchronous_step_beside_its_peers(tmp_path):
+    report = report_of("sync_step.py", tmp_path)
+    (result,) = report["results"]
+    assert (result["model"], result["batch"]) == ("softmax", 32)
+    found = result["contenders"]
+    assert tuple(found) == CONTENDERS
+    skipped = {name for name in found if "skipped" in found[name]}
+    assert skipped <= {"mpi", *(["ddp"] if find_spec("torch") is None else [])}
+    assert all(found[name]["skipped"] for name in skipped)
+    for name in found.keys() - skipped:
+        times = [found[name][key] for key in ("min_us", "median_us", "max_us")]
+        assert times == sorted(times)
+        assert times[0] > 0
+        assert len(found[name]["samples_us"]) == report["repetitions"]
+    assert found["flowml"]["median_step_of_rank_0_us"] > 0
+    assert tuple(result["ratios"]) == RATIOS
+    for name, ratio in result["ratios"].items():
+        assert (ratio is None) == bool(skipped & set(name.split("/")))
+    same = result["difference_from_flowml"]
+    assert set(same) == {"ddp", "dask", "mpi"} - skipped
+    assert all(difference < 1e-5 for difference in same.values())
+    assert set(report["crossings"]) == {"numpy1", "numpy2"}
+
+
+def test_compile_time_by_size(tmp_path):
+    report = report_of("compile_scale.py", tmp_path)
+    for axis in ("replicas", "operators"):
+        sizes = [point[axis] for point in report[axis]["points"]]
+        assert sizes == sorted(set(sizes))
+        assert set(report[axis]["slopes"]) == set(STAGES)
+        assert all(point[stage] > 0 for point in report[axis]["points"] for stage in STAGES)
+
+
+def test_slope_of_a_power():
+    assert slope([64, 128, 512], [64**1.5, 128**1.5, 512**1.5]) == pytest.approx(1.5)
+
+
+def test_where_gains_begin():
+    assert crossing([(10.0, 0.5), (1000.0, 2.0)]) == ("from", pytest.approx(100))
+    assert crossing([(1000.0, 2.0), (10.0, 1.1), (100.0, 0.9)])[0] == "from"
+    assert crossing([(10.0, 1.5), (20.0, 1.1)]) == ("everywhere", 10.0)
+    assert crossing([(10.0, 1.5), (20.0, 0.9)]) == ("nowhere", 20.0)
+
+
+def test_the_last_line_says_where_two_replicas_pay():
+    def result(floor: float, one: float, two: float) -> dict:
+        ratios = {"numpy1/flowml": one, "numpy2/flowml": two}
+        return {"contenders": {"floor": {"median_us": floor}}, "ratios": ratios}
+
+    text = crossing_text(crossings([result(10, 0.5, 0.4), result(1000, 2.0, 0.8)]))
+    assert "1 BLAS thread from a gradient of 100 us on" in text
+    assert "2 BLAS threads at no setting measured (gradients of up to 1,000 us)" in text
