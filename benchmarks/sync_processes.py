@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -45,6 +46,7 @@ class Role(Protocol):
 def serve(role: str, seat: Seat, pipe: Connection) -> None:
     """Answer questions until the other end is closed."""
     keep_freed_memory()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     try:
         module, name = role.split(":")
         made: Callable[[Seat], Role] = getattr(import_module(module), name)

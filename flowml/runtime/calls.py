@@ -287,8 +287,9 @@ def nonfinite(layout: Layout, flats: Sequence[Array]) -> str:
 
 def all_finite(flats: Sequence[np.ndarray[Any, Any]]) -> bool:
     """Tell whether flat arrays are finite: one dot product each unless that overflows."""
-    for flat in flats:
-        if flat.dtype.kind in "fc" and not isfinite(abs(flat.dot(flat))):
-            if not np.isfinite(flat).all():
-                return False
+    with np.errstate(over="ignore", invalid="ignore"):  # an overflow is looked into, not warned of
+        for flat in flats:
+            if flat.dtype.kind in "fc" and not isfinite(abs(flat.dot(flat))):
+                if not np.isfinite(flat).all():
+                    return False
     return True
