@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
 from flowml.actions import Action, Kind
-from flowml.codecs import Codec
 from flowml.edges import Edge
 from flowml.errors import GraphError
 from flowml.types import Site, calling_site
@@ -91,7 +90,7 @@ class Handle:
         """Fire when the kept update exceeds ``threshold`` relative to the parameter."""
         return self._with(self.edge.when(threshold))
 
-    def compress(self, codec: Codec) -> Handle:
+    def compress(self, codec: object) -> Handle:
         """Encode the value on this edge."""
         return self._with(self.edge.compress(codec))
 

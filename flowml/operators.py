@@ -413,7 +413,7 @@ def _check_arity(where: str, fn: Function, count: int) -> None:
         bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
         raise GraphError(
             where, f"{getattr(fn, '__name__', 'the function')}{inspect.Signature(bare)} must take "
-            f"its {count} inputs", str(error), "Add or remove inputs.",
+            f"its {count} input{'' if count == 1 else 's'}", str(error), "Add or remove inputs.",
         ) from error
 
 

@@ -197,6 +197,10 @@ class Firing:
 
     plan: Plan
     _memo: dict[tuple[str, int], bool] = field(default_factory=dict, repr=False, compare=False)
+    _first: dict[PlanPort, tuple[int | None, int]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    """The first step in which an edge delivers, or None, and how far that is known."""
 
     @cached_property
     def horizon(self) -> int:
@@ -243,7 +247,12 @@ class Firing:
         """Tell whether an edge has handed over any value up to ``step``."""
         if port.table or self.delivers(port, step):
             return True
-        return any(self.delivers(port, s) for s in range(step - 1, -1, -1))
+        first, seen = self._first.get(port, (None, -1))
+        while first is None and seen < step:
+            seen += 1
+            first = seen if self.delivers(port, seen) else None
+        self._first[port] = (first, seen)
+        return first is not None and first <= step
 
     def meeting(self, step: int) -> frozenset[int]:
         """Return the phases that end with a barrier: all that are busy, if ranks share anything."""

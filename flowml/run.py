@@ -162,7 +162,7 @@ class Graph:
         dry_run : bool
             Check shapes, dtypes, pickling and one step; train nothing.
         snapshots : sequence of int
-            Keep the tables after these numbers of steps in ``run.snapshots``.
+            Keep the tables after these numbers of steps in ``run.outcome.snapshots``.
 
         Raises
         ------

@@ -49,7 +49,8 @@ def test_each_word_remembers_its_own_line() -> None:
 
 def test_words_called_by_a_file_of_graphs_name_that_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
-    file.write_text("import flowml as fl\nimport numpy as np\n\nx = fl.load(np.ones(3), batch_size=1)")
+    file.write_text("import flowml as fl\nimport numpy as np\n\n"
+                    "x = fl.load(np.ones(3), batch_size=1)")
     site = runpy.run_path(str(file))["x"].of.site
     assert (site.file, site.line) == (str(file), 4)
 
@@ -99,7 +100,8 @@ def test_a_package_reached_by_a_link_is_still_flowml(tmp_path: Path) -> None:
 
 
 def test_a_load_says_what_it_loads() -> None:
-    x = fl.load((X, X[:, 0]), batch_size=np.int64(2), shuffle=False, drop_last=True, seed=3)
+    size: Any = np.int64(2)
+    x = fl.load((X, X[:, 0]), batch_size=size, shuffle=False, drop_last=True, seed=3)
     action: Any = declared(x).action
     assert (action.batch_size, action.shuffle, action.drop_last, action.seed) == (2, False, True, 3)
     assert type(action.batch_size) is int
@@ -122,7 +124,7 @@ def test_a_load_refuses(options: dict[str, Any], says: str) -> None:
 
 
 def test_a_table_copies_and_freezes_its_start() -> None:
-    start = {"W": np.asfortranarray(np.ones((2, 3), ">f8")), "b": 0.5}
+    start: dict[str, Any] = {"W": np.asfortranarray(np.ones((2, 3), ">f8")), "b": 0.5}
     w = fl.table("w", start)
     assert isinstance(w.of, DeclaredTable)
     start["W"][:] = 7
@@ -161,8 +163,8 @@ def test_a_table_may_start_from_a_function() -> None:
         (lambda: fl.aggregate("mean", fl.here(), within="gobal"), "Did you mean 'global'?"),
         (lambda: fl.aggregate("mean", fl.here(), weight="heavy"),  # type: ignore[arg-type]
          'weight must be "examples", "equal" or a handle, got \'heavy\''),
-        (lambda: fl.until(lambda: True, fl.here()), "must take its 1 inputs"),
-        (lambda: fl.evaluate(lambda p, b: 0.0, fl.here(), X, every="2 days"), "every must be steps"),
+        (lambda: fl.until(lambda: True, fl.here()), "must take its 1 input,"),
+        (lambda: fl.evaluate(lambda p, b: 0.0, fl.here(), X, every="2 days"), "every must be"),
         (lambda: fl.evaluate(lambda p, b: 0.0, fl.here(), X, every=0), "every must be steps >= 1"),
         (lambda: fl.evaluate(lambda p: 0.0, fl.here(), X), "must take its 2 inputs"),
         (lambda: list(fl.here()), "cannot be unpacked. Say how many values there are"),

@@ -55,6 +55,7 @@ def _scope(
     operator: Operator, graph: LogicalGraph, scopes: dict[str, str], errors: list[FlowmlError]
 ) -> str:
     found = [scopes[p.source] for p in operator.inputs]
+    found += [scopes[p.edge.ids[0]] for p in operator.inputs if p.edge.ids is not None]
     groups = {s for s in found if s not in (GLOBAL, REPLICA)}
     if len(groups) > 1:
         errors.append(GraphError(

@@ -125,7 +125,7 @@ class Oversight:
         futures : sequence of Future
             The last item of each key is the worker that the task is pinned to.
         operator : str
-            For messages.
+            For messages; several with commas between.
 
         Raises
         ------
@@ -240,7 +240,8 @@ class Oversight:
     def _whereabouts(self, worker: str, operator: str) -> Whereabouts:
         """Ask the others where a worker was; those of its own host know best."""
         found = [w for w in self.question(remote.whereabouts, worker) if w is not None]
-        unknown = Whereabouts(operator, f"operator {operator!r}", 0, False)
+        names = ", ".join(map(repr, operator.split(", ")))
+        unknown = Whereabouts(operator, f"{names}", 0, False)
         return max(found, key=lambda w: w.exact, default=unknown)
 
     # -- ends ---------------------------------------------------------------------------------

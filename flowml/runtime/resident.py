@@ -229,7 +229,7 @@ class Resident:
                 break
             _, start, stop, futures = pending[0]
             stopping = self._await_window(futures, began, stopping)
-            windows = self.oversight.finish(futures, "superstep")
+            windows = self.oversight.finish(futures, self._steps_name())
             pending.popleft()
             ended = self._take(windows, start, stop, last, epoch)
             self.outcome.seconds = time.monotonic() - began
@@ -277,7 +277,11 @@ class Resident:
                 self.oversight.stop()
             if over:
                 return stopping
-            self.oversight.look(futures, "superstep")
+            self.oversight.look(futures, self._steps_name())
+
+    def _steps_name(self) -> str:
+        """Return what a window runs, for the message where nobody can say more."""
+        return ", ".join(o.name for o in self.plan.steps if o.kind != "here")
 
     def _take(self, windows: list[Window], start: int, stop: int, last: int, epoch: int) -> bool:
         """Record a window; return whether the run has ended in it."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowml.actions import Update
+from flowml.data.share import random_seed
 from flowml.errors import GraphError
 from flowml.layout import Layout, freeze, layout_of
 from flowml.plan import Plan, PlanTable
@@ -19,7 +20,8 @@ def initial(plan: Plan, table: PlanTable, instance: int, run_seed: int) -> Pytre
     if not callable(table.init):
         return table.init
     rank = plan.ranks_of(table.scope, instance)[0]
-    place = Place(rank, plan.replicas, plan.group_of[rank], 0, (run_seed,))
+    entropy = (run_seed, random_seed(table.name))
+    place = Place(rank, plan.replicas, plan.group_of[rank], 0, entropy)
     where = f"table {table.name!r} ({table.site})"
     try:
         value = table.init(place)

@@ -1,15 +1,22 @@
-"""One cluster a module: a worker that is killed is started again by its nanny."""
+"""One cluster for the folder: a worker that is killed is started again by its nanny."""
 
+import os
+import signal
 from collections.abc import Iterator
 
 import dask
 import pytest
-from tests.faults.bed import TRANSPORTS, WAIT_SECONDS, Bed, bed
+from tests.faults.bed import TRANSPORTS, WAIT_SECONDS, Bed, bed, eventually
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def running() -> Iterator[Bed]:
+    """Give a cluster that has had a death before: Dask keeps some sockets after the first."""
     with bed() as found:
+        found.client.wait_for_workers(2, timeout=WAIT_SECONDS)
+        victim, pid = list(found.pids().items())[1]
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: victim not in found.client.nthreads())
         yield found
         # A cluster that is closed while a nanny starts a process takes half a minute for it.
         found.client.wait_for_workers(2, timeout=WAIT_SECONDS)

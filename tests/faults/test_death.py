@@ -50,7 +50,8 @@ def test_death_in_a_gradient(
     trap, victim = logged(Trap(kind, step=step), tmp_path), pair.address_of(1)
     error = failure(training(trap).start(steps=40, replicas=2), trap)
     assert_names(error, victim, "gradient", transport)
-    assert error.run.steps == step
+    # Without shared memory the victim may have been ahead of the other by what ends a step.
+    assert error.run.steps == step or (transport == "rpc" and error.run.steps == step - 1)
     assert_serial(error.run, training(), 2)
     pair.assert_usable()
 
@@ -72,7 +73,7 @@ def test_death_between_the_barriers(transport: str, pair: Bed, tmp_path: Path) -
     trap, (victim, pid) = logged(Trap("kill", step=6), tmp_path), list(pair.pids().items())[1]
     error = failure(training(rule=dying_rule(trap, pid)).start(steps=40, replicas=2), trap)
     assert_names(error, victim, "update", transport)
-    assert error.run.steps == 6 if transport == "auto" else error.run.steps in (6, 7)
+    assert error.run.steps == 6 or (transport == "rpc" and error.run.steps == 7)
     assert_serial(error.run, training(), 2)
 
 
