@@ -209,9 +209,11 @@ def main(given: Sequence[str] | None = None) -> int:
         points = measure(wanted, repetitions)
         found = slopes(points, axis, start)
         fixed = "20 operators" if axis == "replicas" else "2 replicas"
-        print(f"{axis}, at {fixed}; CPU time, medians of {repetitions}; "
-              f"emit of {EMITTED_STEPS} steps\n"
-              f"{shown(points, axis, start, found)}\n")
+        print(
+            f"{axis}, at {fixed}; CPU time, medians of {repetitions}; "
+            f"emit of {EMITTED_STEPS} steps\n"
+            f"{shown(points, axis, start, found)}\n"
+        )
         report[axis] = {"points": [asdict(p) for p in points], "from": start, "slopes": found}
         steep = [f"{stage} {found[stage]:.2f}" for stage in STAGES if found[stage] > LINEAR]
         print(f"more than linear in {axis}: {', '.join(steep) or 'nothing'}\n")

@@ -95,11 +95,9 @@ class DaskGraph:
         for step in range(start, stop):
             gradients = []
             for rank, order in enumerate(orders):
-                (_, index), = order.pieces(*divmod(step, order.batches()))
+                ((_, index),) = order.pieces(*divmod(step, order.batches()))
                 batch = add("load", step, rank, take, self._shares[rank], index)
-                gradients.append(
-                    add("gradient", step, rank, differentiate, model, current, batch)
-                )
+                gradients.append(add("gradient", step, rank, differentiate, model, current, batch))
             whole = add("mean", step, 0, mean, *gradients)
             current = add("update", step, 0, update, current, whole)
         return tasks, current.key

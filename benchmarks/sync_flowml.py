@@ -36,8 +36,13 @@ class Resident:
     def _run(self, case: Case, steps: int) -> Any:
         graph = self._graphs.get(case) or self._declared(case)
         self._graphs[case] = graph
-        return graph.run(steps=steps, replicas=REPLICAS, executor="resident",
-                         cluster=self._client, progress=False)
+        return graph.run(
+            steps=steps,
+            replicas=REPLICAS,
+            executor="resident",
+            cluster=self._client,
+            progress=False,
+        )
 
     def _declared(self, case: Case) -> fl.Graph:
         model = case.new_model()

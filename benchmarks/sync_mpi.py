@@ -58,12 +58,19 @@ class Mpi:
         return self._ask("parameters", case, steps)
 
     def _ask(self, verb: str, case: Case, steps: int) -> dict[str, Any]:
-        question = json.dumps([verb, asdict(case), steps, asdict(self._examples),
-                               str(self._answer)])
+        question = json.dumps(
+            [verb, asdict(case), steps, asdict(self._examples), str(self._answer)]
+        )
         program = [str(launcher()), "-n", str(REPLICAS), sys.executable, __file__, question]
         allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-        ended = subprocess.run(program, env=os.environ | allowed, timeout=RUN_SECONDS,
-                               capture_output=True, text=True, check=False)
+        ended = subprocess.run(
+            program,
+            env=os.environ | allowed,
+            timeout=RUN_SECONDS,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if ended.returncode:
             raise RuntimeError(f"{program[0]} ended with {ended.returncode}:\n{ended.stderr}")
         with np.load(self._answer) as found:

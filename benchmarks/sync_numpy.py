@@ -26,8 +26,11 @@ class NumpyLoop:
     """
 
     def __init__(
-        self, model: Any, batches: BatchStream,
-        exchange: Callable[[Array], Any] | None = None, replicas: int = 1,
+        self,
+        model: Any,
+        batches: BatchStream,
+        exchange: Callable[[Array], Any] | None = None,
+        replicas: int = 1,
     ) -> None:
         start = model.init(seed=0)
         layout = layout_of(start)

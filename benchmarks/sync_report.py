@@ -20,8 +20,14 @@ LABELS = {
     "numpy2": "one NumPy process, batch x 2, 2 BLAS threads",
 }
 CONTENDERS = tuple(LABELS)
-RATIOS = ("ddp/flowml", "dask/flowml", "flowml/floor", "flowml/mpi", "numpy1/flowml",
-          "numpy2/flowml")
+RATIOS = (
+    "ddp/flowml",
+    "dask/flowml",
+    "flowml/floor",
+    "flowml/mpi",
+    "numpy1/flowml",
+    "numpy2/flowml",
+)
 SAME = 1e-4
 """Parameters of contenders that do the same arithmetic differ by less, relative to the largest."""
 
@@ -48,8 +54,11 @@ class Measured:
         """Return medians and range in microseconds."""
         samples = [round(1e6 * s, 2) for s in self.samples]
         found: dict[str, Any] = {
-            "median_us": round(statistics.median(samples), 2), "min_us": min(samples),
-            "max_us": max(samples), "steps": self.steps, "samples_us": samples,
+            "median_us": round(statistics.median(samples), 2),
+            "min_us": min(samples),
+            "max_us": max(samples),
+            "steps": self.steps,
+            "samples_us": samples,
         }
         if self.median_steps:
             found["median_step_of_rank_0_us"] = round(1e6 * statistics.median(self.median_steps), 2)
@@ -110,8 +119,10 @@ def crossings(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
 
 def case_text(case: Case, result: Mapping[str, Any]) -> str:
     """Return one setting as text."""
-    lines = [f"{case.model}, batch {case.batch} a replica: us a step"
-             f"{'median':>21}{'min':>11}{'max':>11}{'steps':>9}"]
+    lines = [
+        f"{case.model}, batch {case.batch} a replica: us a step"
+        f"{'median':>21}{'min':>11}{'max':>11}{'steps':>9}"
+    ]
     for name, found in result["contenders"].items():
         if "skipped" in found:
             lines.append(f"  {LABELS[name]:<46} not run: {found['skipped']}")
@@ -148,5 +159,7 @@ def crossing_text(found: Mapping[str, Mapping[str, Any]]) -> str:
             "nowhere": f"at no setting measured (gradients of up to {time:,.0f} us)",
         }[kind]
         parts.append(f"one NumPy process with {threads} {where}")
-    return (f"On this machine {REPLICAS} replicas beat {'; '.join(parts)}. "
-            "(Gradient: one replica's batch gathered and differentiated, as the floor is.)")
+    return (
+        f"On this machine {REPLICAS} replicas beat {'; '.join(parts)}. "
+        "(Gradient: one replica's batch gathered and differentiated, as the floor is.)"
+    )

@@ -85,10 +85,17 @@ def cluster() -> Iterator[Client]:
     out again, because programs that are started later are no workers.
     """
     before = dict(os.environ)
-    with LocalCluster(
-        n_workers=REPLICAS, threads_per_worker=1, processes=True, host="127.0.0.1",
-        dashboard_address="127.0.0.1:0", silence_logs=logging.ERROR,
-    ) as local, Client(local) as client:
+    with (
+        LocalCluster(
+            n_workers=REPLICAS,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.ERROR,
+        ) as local,
+        Client(local) as client,
+    ):
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
         os.environ.update(before)
@@ -143,9 +150,9 @@ def differences(running: Mapping[str, Contender], case: Case) -> dict[str, float
     for name in SAME_ARITHMETIC:
         if name in running:
             theirs = running[name].parameters(case, CHECK_STEPS)
-            found[name] = max(
-                float(np.abs(theirs[leaf] - ours[leaf]).max()) for leaf in ours
-            ) / largest
+            found[name] = (
+                max(float(np.abs(theirs[leaf] - ours[leaf]).max()) for leaf in ours) / largest
+            )
     return found
 
 
@@ -186,15 +193,24 @@ def result_of(
         name: measured[name].summary() if name in measured else {"skipped": skipped[name]}
         for name in CONTENDERS
     }
-    return {"model": case.model, "batch": case.batch, "contenders": shown,
-            "ratios": ratios(shown), "difference_from_flowml": same}
+    return {
+        "model": case.model,
+        "batch": case.batch,
+        "contenders": shown,
+        "ratios": ratios(shown),
+        "difference_from_flowml": same,
+    }
 
 
 def machine() -> dict[str, Any]:
     """Return where this runs, and how busy it was before."""
-    return {"cores": os.cpu_count(), "system": platform.platform(),
-            "python": platform.python_version(), "numpy": np.__version__,
-            "load_average": [round(n, 2) for n in os.getloadavg()]}
+    return {
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "load_average": [round(n, 2) for n in os.getloadavg()],
+    }
 
 
 def asked(given: Sequence[str] | None) -> tuple[Setting, Path | None]:
@@ -227,9 +243,11 @@ def main(given: Sequence[str] | None = None) -> int:
     examples = chosen_examples(setting.rows)
     told = machine()
     where = examples.folder or "random"
-    print(f"{told['cores']} cores, load {told['load_average'][0]}; {setting.rows:,} x 784 "
-          f"examples ({where}); {setting.repetitions} repetitions of about {setting.seconds:g} s",
-          flush=True)
+    print(
+        f"{told['cores']} cores, load {told['load_average'][0]}; {setting.rows:,} x 784 "
+        f"examples ({where}); {setting.repetitions} repetitions of about {setting.seconds:g} s",
+        flush=True,
+    )
     results = []
     with contenders(setting, examples) as (running, skipped):
         for name, why in skipped.items():
@@ -240,8 +258,14 @@ def main(given: Sequence[str] | None = None) -> int:
     found = crossings(results)
     print(f"\n{ratio_text(results)}\n\n{crossing_text(found)}")
     if file:
-        report = {"machine": told, "examples": where, "rows": setting.rows,
-                  "repetitions": setting.repetitions, "results": results, "crossings": found}
+        report = {
+            "machine": told,
+            "examples": where,
+            "rows": setting.rows,
+            "repetitions": setting.repetitions,
+            "results": results,
+            "crossings": found,
+        }
         file.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 

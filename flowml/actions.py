@@ -103,9 +103,7 @@ class Until:
     function: Function
 
 
-Action: TypeAlias = (
-    Load | Here | Map | Gradient | Aggregate | Update | Assign | Evaluate | Until
-)
+Action: TypeAlias = Load | Here | Map | Gradient | Aggregate | Update | Assign | Evaluate | Until
 
 
 @dataclass(frozen=True)

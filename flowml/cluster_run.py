@@ -45,25 +45,32 @@ def run_on_cluster(asked: Asked, should_stop: Callable[[], bool]) -> Outcome:
     -----
     What can be checked without a worker is checked before a cluster is started.
     """
-    early = compile_graph(asked.graph, asked.replicas or 1,
-                          asked.groups if asked.replicas else None)
+    early = compile_graph(
+        asked.graph, asked.replicas or 1, asked.groups if asked.replicas else None
+    )
     check_ships(early)
     layouts = probe_here(early, asked.order) if _all_dealt(early) else None
     with attached(asked.cluster, asked.replicas) as found, found.client.as_current():
         workers = seat_workers(found, asked.replicas)
         plan = compile_graph(
-            asked.graph, len(workers), asked.groups, hosts=[w.host for w in workers],
+            asked.graph,
+            len(workers),
+            asked.groups,
+            hosts=[w.host for w in workers],
             blas_threads=asked.blas_threads,
         )
         tell_notes(plan, asked.order)
         if asked.executor == "tasks":
             addresses = [w.address for w in workers]
-            return run_tasks(
-                plan, asked.order, found.client, emit, should_stop, workers=addresses
-            )
+            return run_tasks(plan, asked.order, found.client, emit, should_stop, workers=addresses)
         resident = Resident(
-            plan, asked.order, found.client, workers, str(configuration.read("transport")),
-            float(configuration.read("window")), int(configuration.read("windows-ahead")),
+            plan,
+            asked.order,
+            found.client,
+            workers,
+            str(configuration.read("transport")),
+            float(configuration.read("window")),
+            int(configuration.read("windows-ahead")),
             should_stop,
         )
         return resident.execute(layouts)

@@ -36,8 +36,12 @@ def collect(sinks: Sequence[Handle], name: str) -> LogicalGraph:
     where = f"graph {name!r} ({site})"
     errors: list[FlowmlError] = []
     if not sinks:
-        raise GraphError(where, "a graph needs at least one write, evaluation or end", "none",
-                         "Pass what fl.update or fl.assign returned.")
+        raise GraphError(
+            where,
+            "a graph needs at least one write, evaluation or end",
+            "none",
+            "Pass what fl.update or fl.assign returned.",
+        )
     for sink in sinks:
         errors += _sink_errors(where, sink)
     raise_all(where, errors)
@@ -60,12 +64,18 @@ def _sink_errors(where: str, sink: object) -> list[FlowmlError]:
     if isinstance(of, DeclaredTable) or not isinstance(
         of.action, Update | Assign | Evaluate | Until
     ):
-        return [GraphError(where, "a sink must write a table, evaluate or end the run",
-                           of.label, fix)]
+        return [
+            GraphError(where, "a sink must write a table, evaluate or end the run", of.label, fix)
+        ]
     if sink.edge != Edge():
-        return [GraphError(where, "a sink is read by nobody, so it promises nothing",
-                           f"{of.label} with {sink.edge.describe()}",
-                           "Mark the value that is written instead.")]
+        return [
+            GraphError(
+                where,
+                "a sink is read by nobody, so it promises nothing",
+                f"{of.label} with {sink.edge.describe()}",
+                "Mark the value that is written instead.",
+            )
+        ]
     return []
 
 
@@ -96,11 +106,15 @@ def _names(
     def take(thing: Declared | DeclaredTable, name: str) -> None:
         if name in taken:
             both = isinstance(thing, DeclaredTable) and isinstance(taken[name], DeclaredTable)
-            errors.append(GraphError(
-                thing.label, f"the name {name!r} is already taken by {taken[name].label}",
-                fix="Pass the handle of one of them everywhere, or rename the other." if both
-                else "Give one of them another name=.",
-            ))
+            errors.append(
+                GraphError(
+                    thing.label,
+                    f"the name {name!r} is already taken by {taken[name].label}",
+                    fix="Pass the handle of one of them everywhere, or rename the other."
+                    if both
+                    else "Give one of them another name=.",
+                )
+            )
         taken[name] = thing
         names[id(thing)] = name
 

@@ -37,15 +37,19 @@ class CompiledPlan:
     def __str__(self) -> str:
         """Show the phases of a step, and the trees of its sums."""
         plan = self.physical
-        lines = [f"plan of {plan.graph!r}: {plan.replicas} replicas, {len(plan.groups)} group"
-                 f"{'s' if len(plan.groups) > 1 else ''}, {plan.phases} phases a step"]
+        lines = [
+            f"plan of {plan.graph!r}: {plan.replicas} replicas, {len(plan.groups)} group"
+            f"{'s' if len(plan.groups) > 1 else ''}, {plan.phases} phases a step"
+        ]
         for phase in range(plan.phases):
             for operator in (o for o in plan.steps if o.phase == phase):
                 how = "by slices" if operator.sliced else "whole"
                 reads = ", ".join(p.source for p in operator.inputs) or "-"
                 tree = f"  sum {plan.tree(operator, 0)}" if plan.combines(operator) else ""
-                lines.append(f"  phase {phase}  {operator.name:<20} {operator.placement:<8} "
-                             f"{operator.scope:<8} {how:<10} reads {reads}{tree}")
+                lines.append(
+                    f"  phase {phase}  {operator.name:<20} {operator.placement:<8} "
+                    f"{operator.scope:<8} {how:<10} reads {reads}{tree}"
+                )
         for operator in plan.evaluations:
             lines.append(f"  beside   {operator.name:<20} driver")
         return "\n".join(lines)

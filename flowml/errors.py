@@ -40,8 +40,8 @@ class FlowmlError(Exception):
 
     Examples
     --------
-    >>> print(FlowmlError("edge w -> gradient", "staleness must be an int >= 0", "-1", "0 is sync."))
-    edge w -> gradient: staleness must be an int >= 0, got -1. 0 is sync.
+    >>> print(FlowmlError("edge w -> grads", "staleness must be an int >= 0", "-1", "0 is sync."))
+    edge w -> grads: staleness must be an int >= 0, got -1. 0 is sync.
     """
 
     def __init__(

@@ -53,7 +53,8 @@ class Run:
         self._execute = execute
         # In the caller's context: inside a Dask task that says which cluster is the current one.
         self._thread = threading.Thread(
-            target=copy_context().run, args=(self._body,), name=f"flowml {graph.name}")
+            target=copy_context().run, args=(self._body,), name=f"flowml {graph.name}"
+        )
         self._thread.daemon = True
         self._thread.start()
 
@@ -126,8 +127,9 @@ class Run:
         outcome = self.outcome
         return {
             t.name: values[0] if t.scope == "global" else values
-            for t, values in ((t, outcome.tables[t.name]) for t in outcome.plan.tables
-                              if t.name in outcome.tables)
+            for t, values in (
+                (t, outcome.tables[t.name]) for t in outcome.plan.tables if t.name in outcome.tables
+            )
         }
 
     @property

@@ -166,9 +166,15 @@ class LogicalGraph:
         tables = [self.table(name) for name in self._tables_by_use()]
         order |= {t.name: f"t{i}" for i, t in enumerate(tables)}
         parts = [
-            (o.kind, o.outputs, _action_token(o.action, order),
-             tuple((order[p.source], p.output, p.table, _edge_token(p.edge, order))
-                   for p in o.inputs))
+            (
+                o.kind,
+                o.outputs,
+                _action_token(o.action, order),
+                tuple(
+                    (order[p.source], p.output, p.table, _edge_token(p.edge, order))
+                    for p in o.inputs
+                ),
+            )
             for o in self.operators
         ]
         return str(tokenize([(t.scope, t.on, t.init) for t in tables], parts))
@@ -216,5 +222,3 @@ def coarser(scope: str, than: str) -> bool:
 
 def _rank(scope: str) -> int:
     return {REPLICA: 0, GLOBAL: 2}.get(scope, 1)
-
-

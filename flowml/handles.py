@@ -98,8 +98,10 @@ class Handle:
         """Read, or write, the rows of a table named by ``ids``."""
         if not isinstance(ids, Handle):
             raise GraphError(
-                f".at of {self.of.label} ({calling_site()})", "ids must be a handle",
-                f"a {type(ids).__name__}", "Make them with fl.map or fl.load.",
+                f".at of {self.of.label} ({calling_site()})",
+                "ids must be a handle",
+                f"a {type(ids).__name__}",
+                "Make them with fl.map or fl.load.",
             )
         return self._with(self.edge.at(ids))
 

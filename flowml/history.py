@@ -65,7 +65,5 @@ class History(Mapping[str, Array]):
         try:
             import pandas as pd
         except ImportError as error:
-            raise ImportError(
-                'to_pandas needs pandas: pip install "flowml[dataframe]"'
-            ) from error
+            raise ImportError('to_pandas needs pandas: pip install "flowml[dataframe]"') from error
         return pd.DataFrame(self._columns)

@@ -70,14 +70,27 @@ def load(
     site = calling_site()
     where = f"load {name or 'load'!r} ({site})"
     if batch_size is not None:
-        batch_size = _whole(where, "batch_size", batch_size, 1, "It counts examples a replica; "
-                            "None is the whole share.")
+        batch_size = _whole(
+            where,
+            "batch_size",
+            batch_size,
+            1,
+            "It counts examples a replica; None is the whole share.",
+        )
     if scope != REPLICA:
-        raise GraphError(where, "scope must be 'replica'", repr(scope),
-                         "Aggregate what the replicas load instead.")
+        raise GraphError(
+            where,
+            "scope must be 'replica'",
+            repr(scope),
+            "Aggregate what the replicas load instead.",
+        )
     action = Load(
-        _source(where, source), batch_size, bool(shuffle), bool(drop_last),
-        _whole(where, "seed", seed, 0, "It chooses the order of the rows."), scope,
+        _source(where, source),
+        batch_size,
+        bool(shuffle),
+        bool(drop_last),
+        _whole(where, "seed", seed, 0, "It chooses the order of the rows."),
+        scope,
     )
     return Handle(Declared("load", action, (), 1, name, "load", site))
 
@@ -111,7 +124,9 @@ def table(
             layout_of(init)
         except TypeError as error:
             raise GraphError(
-                where, "init must be an array or a pytree of numeric arrays", str(error),
+                where,
+                "init must be an array or a pytree of numeric arrays",
+                str(error),
                 "Cast it, for example with np.asarray(x, 'float32').",
             ) from error
         init = freeze(init)
@@ -141,9 +156,7 @@ def here(seed: int = 0) -> Handle:
     return Handle(Declared("here", Here(number), (), 1, None, "here", site))
 
 
-def map(
-    fn: Function, *inputs: Handle, outputs: int = 1, name: str | None = None
-) -> Any:
+def map(fn: Function, *inputs: Handle, outputs: int = 1, name: str | None = None) -> Any:
     """Apply a pure function.
 
     Parameters
@@ -249,7 +262,9 @@ def aggregate(
         weighing = weight
     elif weight is not None:
         raise GraphError(
-            where, 'weight must be "examples", "equal" or a handle', repr(weight),
+            where,
+            'weight must be "examples", "equal" or a handle',
+            repr(weight),
             "Leave it out to weigh by examples.",
         )
     action = Aggregate(chosen, within, weighing)
@@ -262,11 +277,18 @@ def update(table: Handle, values: Handle, rule: Rule, *, name: str | None = None
     target = _target("update", table, site)
     where = f"update of {target.name!r} ({site})"
     if callable(rule) and not isinstance(rule, Rule):
-        raise GraphError(where, "the third argument must be a rule, made by a call",
-                         getattr(rule, "__name__", "a function"), "For example fl.sgd(lr=0.1).")
+        raise GraphError(
+            where,
+            "the third argument must be a rule, made by a call",
+            getattr(rule, "__name__", "a function"),
+            "For example fl.sgd(lr=0.1).",
+        )
     if not isinstance(rule, Rule):
         raise GraphError(
-            where, "the third argument must be a rule", repr(rule), "For example fl.sgd(lr=0.1).",
+            where,
+            "the third argument must be a rule",
+            repr(rule),
+            "For example fl.sgd(lr=0.1).",
         )
     handles = _check_handles(where, (values,)) + _ids(table)
     action = Update(target.name, rule)
@@ -286,7 +308,11 @@ def assign(table: Handle, values: Handle, *, name: str | None = None) -> Handle:
 
 
 def evaluate(
-    fn: Function, table: Handle, source: Any, *, every: int | str = "1 epoch",
+    fn: Function,
+    table: Handle,
+    source: Any,
+    *,
+    every: int | str = "1 epoch",
     name: str | None = None,
 ) -> Handle:
     """Measure a table over a whole source every so often.
@@ -333,13 +359,17 @@ def _target(verb: str, table: Any, site: Site) -> DeclaredTable:
     if isinstance(table, Handle) and isinstance(table.of, DeclaredTable):
         if replace(table.edge, ids=None) != Edge():
             raise GraphError(
-                f"{verb} of {table.of.name!r} ({site})", "the target of a write promises nothing",
-                table.edge.describe(), "Mark the value that is written instead.",
+                f"{verb} of {table.of.name!r} ({site})",
+                "the target of a write promises nothing",
+                table.edge.describe(),
+                "Mark the value that is written instead.",
             )
         return table.of
     got = table.of.label if isinstance(table, Handle) else f"a {type(table).__name__}"
     raise GraphError(
-        f"{verb} ({site})", "the first argument must be a table", got,
+        f"{verb} ({site})",
+        "the first argument must be a table",
+        got,
         f"Name the table that it writes: fl.{verb}(fl.table('w', ...), values, ...).",
     )
 
@@ -348,16 +378,22 @@ def _check_handles(where: str, inputs: Sequence[Any]) -> tuple[Handle, ...]:
     for number, value in enumerate(inputs, 1):
         if not isinstance(value, Handle):
             raise GraphError(
-                where, f"input {number} must be a handle (from fl.load, fl.map, fl.table ...)",
-                f"a {type(value).__name__}", "Close over constants, or load data with fl.load.",
+                where,
+                f"input {number} must be a handle (from fl.load, fl.map, fl.table ...)",
+                f"a {type(value).__name__}",
+                "Close over constants, or load data with fl.load.",
             )
     return tuple(inputs)
 
 
 def _check_callable(where: str, fn: Any) -> None:
     if not callable(fn):
-        raise GraphError(where, "the first argument must be a function", f"a {type(fn).__name__}",
-                         "Pass the function itself, or a lambda.")
+        raise GraphError(
+            where,
+            "the first argument must be a function",
+            f"a {type(fn).__name__}",
+            "Pass the function itself, or a lambda.",
+        )
 
 
 def _check_differentiable(where: str, sources: Sequence[Handle]) -> None:
@@ -366,16 +402,21 @@ def _check_differentiable(where: str, sources: Sequence[Handle]) -> None:
         raise GraphError(where, "at least one table is needed", "an empty tuple", fix)
     for source in sources:
         if isinstance(source.of, Declared) and source.of.kind in ("load", "here"):
-            raise GraphError(where, "the second argument must be a table, or what a write of one "
-                             "returned", source.of.label, fix)
+            raise GraphError(
+                where,
+                "the second argument must be a table, or what a write of one returned",
+                source.of.label,
+                fix,
+            )
 
 
 def _check_table(name: Any, scope: Any, site: Site) -> str:
     """Return what messages call a table, refusing a name or a scope that is none."""
     where = f"table {name!r} ({site})"
     if not isinstance(name, str) or not name:
-        raise GraphError(where, "a table needs a name", repr(name),
-                         "Call it like fl.table('w', ...).")
+        raise GraphError(
+            where, "a table needs a name", repr(name), "Call it like fl.table('w', ...)."
+        )
     _check_scope(where, "scope", scope)
     return where
 
@@ -383,13 +424,18 @@ def _check_table(name: Any, scope: Any, site: Site) -> str:
 def _check_scope(where: str, word: str, scope: Any) -> None:
     """Refuse what is no name, and a misspelt one: any other word names a group."""
     if not isinstance(scope, str) or not scope:
-        raise GraphError(where, f"{word} must be a name", repr(scope),
-                         'Use "host" or a group\'s name.')
+        raise GraphError(
+            where, f"{word} must be a name", repr(scope), 'Use "host" or a group\'s name.'
+        )
     known = (GLOBAL, REPLICA)
     near = difflib.get_close_matches(scope.lower(), known, n=1, cutoff=0.8)
     if scope not in known and near:
-        raise GraphError(where, f'{word} must be "global", "replica", "host" or a group\'s name',
-                         repr(scope), f"Did you mean {near[0]!r}?")
+        raise GraphError(
+            where,
+            f'{word} must be "global", "replica", "host" or a group\'s name',
+            repr(scope),
+            f"Did you mean {near[0]!r}?",
+        )
 
 
 def _source(where: str, source: Any) -> Source:
@@ -398,8 +444,9 @@ def _source(where: str, source: Any) -> Source:
     except GraphError as error:
         raise GraphError(where, error.required, error.got, error.fix) from error
     except FlowmlError as error:
-        raise type(error)(f"{where}: {error.where}", error.required, error.got, error.fix,
-                          **error.fields) from error
+        raise type(error)(
+            f"{where}: {error.where}", error.required, error.got, error.fix, **error.fields
+        ) from error
 
 
 def _check_arity(where: str, fn: Function, count: int) -> None:
@@ -412,8 +459,11 @@ def _check_arity(where: str, fn: Function, count: int) -> None:
     except TypeError as error:
         bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
         raise GraphError(
-            where, f"{getattr(fn, '__name__', 'the function')}{inspect.Signature(bare)} must take "
-            f"its {count} input{'' if count == 1 else 's'}", str(error), "Add or remove inputs.",
+            where,
+            f"{getattr(fn, '__name__', 'the function')}{inspect.Signature(bare)} must take "
+            f"its {count} input{'' if count == 1 else 's'}",
+            str(error),
+            "Add or remove inputs.",
         ) from error
 
 
@@ -429,7 +479,9 @@ def _frequency(where: str, every: int | str) -> tuple[int, Literal["steps", "epo
             count = 0
     if not isinstance(count, Integral) or isinstance(count, bool) or count < 1:
         raise GraphError(
-            where, 'every must be steps >= 1, or like "1 epoch"', repr(every),
+            where,
+            'every must be steps >= 1, or like "1 epoch"',
+            repr(every),
             'For example every=100 or every="1 epoch".',
         )
     return int(count), unit

@@ -46,11 +46,16 @@ def refuse_other(later: Mapping[str, Any], known: Iterable[str]) -> None:
     names = sorted({*vars(Later()), *known})
     for name, value in later.items():
         if name not in vars(Later()):
-            raise PlanError("graph.run", f"options are {', '.join(names)}", repr(name),
-                            closest(name, names).strip() or "Leave it out.")
+            raise PlanError(
+                "graph.run",
+                f"options are {', '.join(names)}",
+                repr(name),
+                closest(name, names).strip() or "Leave it out.",
+            )
         if value != getattr(Later, name):
-            raise PlanError(f"option {name}", "does not run in this release", repr(value),
-                            "Leave it out.")
+            raise PlanError(
+                f"option {name}", "does not run in this release", repr(value), "Leave it out."
+            )
 
 
 def order_of(
@@ -72,8 +77,11 @@ def order_of(
         For a value that has no meaning.
     """
     return Order(
-        positive("steps", steps), positive("epochs", epochs), seed=seed_of(seed),
-        snapshots=_snapshots(snapshots), max_seconds=_seconds("max_seconds", max_seconds),
+        positive("steps", steps),
+        positive("epochs", epochs),
+        seed=seed_of(seed),
+        snapshots=_snapshots(snapshots),
+        max_seconds=_seconds("max_seconds", max_seconds),
         deadline_seconds=_duration(deadline),
         step_seconds=_seconds("step_seconds", step_seconds) or configuration.read("step-seconds"),
         on_nonfinite=_nonfinite(on_nonfinite),
@@ -108,17 +116,27 @@ def _is_whole(value: object) -> TypeGuard[int]:
 
 def _one_of(name: str, word: Any, known: tuple[str, ...]) -> str:
     if word not in known:
-        raise PlanError(name, f"must be one of {', '.join(known)}", repr(word),
-                        closest(str(word), known).strip() or f"For example {known[0]!r}.")
+        raise PlanError(
+            name,
+            f"must be one of {', '.join(known)}",
+            repr(word),
+            closest(str(word), known).strip() or f"For example {known[0]!r}.",
+        )
     return str(word)
 
 
 def _snapshots(steps: Sequence[int]) -> frozenset[int]:
-    if isinstance(steps, str) or not isinstance(steps, Iterable) or not all(
-        _is_whole(s) and s >= 1 for s in steps
+    if (
+        isinstance(steps, str)
+        or not isinstance(steps, Iterable)
+        or not all(_is_whole(s) and s >= 1 for s in steps)
     ):
-        raise PlanError("snapshots", "must be numbers of steps >= 1", repr(steps),
-                        "For example snapshots=(1, 10).")
+        raise PlanError(
+            "snapshots",
+            "must be numbers of steps >= 1",
+            repr(steps),
+            "For example snapshots=(1, 10).",
+        )
     return frozenset(int(s) for s in steps)
 
 
@@ -126,8 +144,9 @@ def _seconds(name: str, value: float | None) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, Real) or not value > 0:
-        raise PlanError(name, "must be a number of seconds > 0", repr(value),
-                        "Leave it out for no limit.")
+        raise PlanError(
+            name, "must be a number of seconds > 0", repr(value), "Leave it out for no limit."
+        )
     return float(value)
 
 
@@ -138,8 +157,9 @@ def _duration(deadline: str | float | None) -> float:
     except (TypeError, ValueError, KeyError, AttributeError):
         seconds = 0.0
     if not seconds > 0:
-        raise PlanError("deadline", "must be a duration > 0", repr(given),
-                        'For example deadline="60s".')
+        raise PlanError(
+            "deadline", "must be a duration > 0", repr(given), 'For example deadline="60s".'
+        )
     return seconds
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import lcm
 from typing import Any, Literal, TypeAlias
 
 from flowml.actions import GLOBAL, REPLICA, Action, Aggregate, Assign, Evaluate, Here, Kind, Update
@@ -158,9 +157,13 @@ class Plan:
 
     def every_step(self) -> Plan:
         """Return the plan with every edge delivering in every step."""
-        return replace(self, operators=tuple(
-            replace(o, inputs=tuple(replace(p, every=1) for p in o.inputs)) for o in self.operators
-        ))
+        return replace(
+            self,
+            operators=tuple(
+                replace(o, inputs=tuple(replace(p, every=1) for p in o.inputs))
+                for o in self.operators
+            ),
+        )
 
     def edge_name(self, operator: PlanOperator, number: int) -> str:
         """Return what messages call an input: ``source -> reader``."""
@@ -276,8 +279,12 @@ class Firing:
         if port.table or port.every == 1:
             return False
         source = self.plan.operator(port.source)
-        return port.keep != "last" or source.writes is None or any(
-            self.delivers(port, s) and not self.fires(source, s) for s in range(self.horizon)
+        return (
+            port.keep != "last"
+            or source.writes is None
+            or any(
+                self.delivers(port, s) and not self.fires(source, s) for s in range(self.horizon)
+            )
         )
 
     def holds(self, port: PlanPort, reader: PlanOperator) -> bool:

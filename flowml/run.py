@@ -78,8 +78,10 @@ class Graph:
 
     def __repr__(self) -> str:
         """Show name and size; ``print`` shows all of it."""
-        return (f"<Graph {self.name!r}: {counted(len(self.logical.operators), 'operator')}, "
-                f"{counted(len(self.logical.tables), 'table')}>")
+        return (
+            f"<Graph {self.name!r}: {counted(len(self.logical.operators), 'operator')}, "
+            f"{counted(len(self.logical.tables), 'table')}>"
+        )
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return mimebundle(self.logical, resolve(self.logical))
@@ -172,14 +174,24 @@ class Graph:
         refuse_other(later, Graph.start.__kwdefaults__ or ())
         name, replicas = executor_of(executor), positive("replicas", replicas)
         order = order_of(
-            steps=steps, epochs=epochs, seed=seed, snapshots=snapshots, max_seconds=max_seconds,
-            deadline=deadline, step_seconds=step_seconds, on_nonfinite=on_nonfinite,
+            steps=steps,
+            epochs=epochs,
+            seed=seed,
+            snapshots=snapshots,
+            max_seconds=max_seconds,
+            deadline=deadline,
+            step_seconds=step_seconds,
+            on_nonfinite=on_nonfinite,
         )
         line = ProgressLine(configuration.read("progress") if progress is None else progress)
         order = replace(order, on_event=_both(line, on_event))
         if steps is None and epochs is None and not dry_run:
-            raise PlanError(self.logical.label, "a run needs steps= or epochs=", "neither",
-                            "For example graph.run(epochs=10).")
+            raise PlanError(
+                self.logical.label,
+                "a run needs steps= or epochs=",
+                "neither",
+                "For example graph.run(epochs=10).",
+            )
         threads = positive("blas_threads", blas_threads) or configuration.read("blas-threads")
         if dry_run or name == "serial":
             plan = compile_graph(self.logical, replicas or 1, groups, blas_threads=threads)
@@ -193,7 +205,11 @@ class Graph:
         return Run(self.logical, _told(line, order, lambda stop: run_on_cluster(asked, stop)))
 
     def check_equivalent(
-        self, replicas: int, groups: Groups = None, *, seed: int = 0,
+        self,
+        replicas: int,
+        groups: Groups = None,
+        *,
+        seed: int = 0,
         tolerance: float | None = None,
     ) -> float:
         """Show that one step of K replicas x b is one of a single replica x K * b.
@@ -226,9 +242,7 @@ class Graph:
         """Return the physical plan for a number of replicas; see :class:`CompiledPlan`."""
         return CompiledPlan(compile_graph(self.logical, replicas, groups))
 
-    def explain(
-        self, replicas: int = 2, groups: Groups = None, cluster: Any = None
-    ) -> Explanation:
+    def explain(self, replicas: int = 2, groups: Groups = None, cluster: Any = None) -> Explanation:
         """Explain how the graph would run: ``print(graph.explain(replicas=4))``.
 
         Parameters

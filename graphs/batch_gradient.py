@@ -50,7 +50,16 @@ def build(
     small = fl.until(lambda g: all(np.abs(x).max() <= tol for x in optree.tree_leaves(g)), mean)
     sinks = [fl.update(w, mean, rule), small]
     if test is not None:
-        sinks.append(fl.evaluate(lambda params, rows: {
-            "loss": model.loss(params, rows), "score": model.score(params, *rows[:2]),
-        }, w, test, every="1 epoch", name="test"))
+        sinks.append(
+            fl.evaluate(
+                lambda params, rows: {
+                    "loss": model.loss(params, rows),
+                    "score": model.score(params, *rows[:2]),
+                },
+                w,
+                test,
+                every="1 epoch",
+                name="test",
+            )
+        )
     return fl.Graph(*sinks, name="batch_gradient")

@@ -45,7 +45,16 @@ def build(
     across = fl.aggregate("mean", inside, name="across")
     sinks = [fl.update(w, across, fl.sgd(lr, momentum=momentum))]
     if test is not None:
-        sinks.append(fl.evaluate(lambda params, rows: {
-            "loss": model.loss(params, rows), "score": model.score(params, *rows[:2]),
-        }, w, test, every="1 epoch", name="test"))
+        sinks.append(
+            fl.evaluate(
+                lambda params, rows: {
+                    "loss": model.loss(params, rows),
+                    "score": model.score(params, *rows[:2]),
+                },
+                w,
+                test,
+                every="1 epoch",
+                name="test",
+            )
+        )
     return fl.Graph(*sinks, name="hierarchical")

@@ -42,8 +42,9 @@ def build(
     share = fl.load(source, batch_size=None)
     totals = fl.aggregate("sum", fl.map(_totals, centres, share))
     fresh = fl.assign(centres, fl.map(_means, centres, totals))
-    moved = fl.map(lambda old, new: np.sqrt(np.square(new - old).sum(1).max()), centres, fresh,
-                   name="moved")
+    moved = fl.map(
+        lambda old, new: np.sqrt(np.square(new - old).sum(1).max()), centres, fresh, name="moved"
+    )
     sinks = [fresh, fl.until(lambda distance: distance <= tol, moved)]
     if test is not None:
         sinks.append(fl.evaluate(_distortion, centres, test, every="1 epoch", name="test"))
@@ -53,8 +54,10 @@ def build(
 def _drawn(source: fl.data.Source, clusters: int, seed: int) -> Centres:
     rows = source.partitions()[0].read().columns[0]
     if not 1 <= clusters <= rows.shape[0]:
-        raise ValueError(f"kmeans: clusters must be from 1 to {rows.shape[0]}, the rows of the "
-                         f"first partition, got {clusters}. Use fewer, or larger partitions.")
+        raise ValueError(
+            f"kmeans: clusters must be from 1 to {rows.shape[0]}, the rows of the "
+            f"first partition, got {clusters}. Use fewer, or larger partitions."
+        )
     drawn = rows[np.random.default_rng(seed).choice(rows.shape[0], clusters, replace=False)]
     dense = drawn.toarray() if hasattr(drawn, "toarray") else drawn
     return np.asarray(dense, np.result_type(dense.dtype, np.float32))

@@ -59,7 +59,16 @@ def build(
     mean = fl.aggregate("mean", fl.gradient(model, w, batch))
     sinks = [fl.update(w, mean, fl.sgd(rate, momentum=momentum))]
     if test is not None:
-        sinks.append(fl.evaluate(lambda params, rows: {
-            "loss": model.loss(params, rows), "score": model.score(params, *rows[:2]),
-        }, w, test, every="1 epoch", name="test"))
+        sinks.append(
+            fl.evaluate(
+                lambda params, rows: {
+                    "loss": model.loss(params, rows),
+                    "score": model.score(params, *rows[:2]),
+                },
+                w,
+                test,
+                every="1 epoch",
+                name="test",
+            )
+        )
     return fl.Graph(*sinks, name="large_batch")

@@ -62,7 +62,16 @@ def build(
     outer = fl.update(anchor, mean, fl.sgd(outer_lr, momentum=outer_momentum))
     sinks = [moved, outer, fl.assign(local, outer)]
     if test is not None:
-        sinks.append(fl.evaluate(lambda params, rows: {
-            "loss": model.loss(params, rows), "score": model.score(params, *rows[:2]),
-        }, anchor, test, every="1 epoch", name="test"))
+        sinks.append(
+            fl.evaluate(
+                lambda params, rows: {
+                    "loss": model.loss(params, rows),
+                    "score": model.score(params, *rows[:2]),
+                },
+                anchor,
+                test,
+                every="1 epoch",
+                name="test",
+            )
+        )
     return fl.Graph(*sinks, name="local_sgd")

@@ -52,9 +52,18 @@ def build(
     mean = fl.assign(w, fl.aggregate("mean", moved.every(period), weight=trained))
     sinks = [moved, mean, fl.assign(local, mean)]
     if test is not None:
-        sinks.append(fl.evaluate(lambda params, rows: {
-            "loss": model.loss(params, rows), "score": model.score(params, *rows[:2]),
-        }, w, test, every="1 epoch", name="test"))
+        sinks.append(
+            fl.evaluate(
+                lambda params, rows: {
+                    "loss": model.loss(params, rows),
+                    "score": model.score(params, *rows[:2]),
+                },
+                w,
+                test,
+                every="1 epoch",
+                name="test",
+            )
+        )
     return fl.Graph(*sinks, name="model_averaging")
 
 

@@ -109,33 +109,68 @@ def misspelt_word() -> None:
     fl.gradiant(MODEL, None, None)  # type: ignore[attr-defined]
 
 
-@bad(1, fl.GraphError, ValueError, "aggregate 'mine'", "'mean', 'sum', 'median'", "got 'maen'",
-     "Did you mean 'mean'?")
+@bad(
+    1,
+    fl.GraphError,
+    ValueError,
+    "aggregate 'mine'",
+    "'mean', 'sum', 'median'",
+    "got 'maen'",
+    "Did you mean 'mean'?",
+)
 def misspelt_reduction() -> None:
     _, _, grad = parts()
     fl.aggregate("maen", grad, name="mine")
 
 
-@bad(1, fl.GraphError, ValueError, "table 'w'", '"global", "replica", "host"', "got 'golbal'",
-     "Did you mean 'global'?")
+@bad(
+    1,
+    fl.GraphError,
+    ValueError,
+    "table 'w'",
+    '"global", "replica", "host"',
+    "got 'golbal'",
+    "Did you mean 'global'?",
+)
 def misspelt_scope() -> None:
     fl.table("w", np.zeros(2), scope="golbal")
 
 
-@bad(1, fl.PlanError, ValueError, "graph.run", "got 'replica'", "Did you mean 'replicas'?",
-     declared=False)
+@bad(
+    1,
+    fl.PlanError,
+    ValueError,
+    "graph.run",
+    "got 'replica'",
+    "Did you mean 'replicas'?",
+    declared=False,
+)
 def misspelt_option() -> None:
     ssgd().run(steps=1, replica=2)
 
 
-@bad(1, fl.PlanError, ValueError, "on_nonfinite", "must be one of stop, ignore", "got 'sotp'",
-     "Did you mean 'stop'?", declared=False)
+@bad(
+    1,
+    fl.PlanError,
+    ValueError,
+    "on_nonfinite",
+    "must be one of stop, ignore",
+    "got 'sotp'",
+    "Did you mean 'stop'?",
+    declared=False,
+)
 def misspelt_choice() -> None:
     ssgd().run(steps=1, on_nonfinite="sotp")
 
 
-@bad(2, fl.GraphError, ValueError, "table 'w'", "the name 'w' is already taken by table 'w'",
-     "Pass the handle of one of them everywhere")
+@bad(
+    2,
+    fl.GraphError,
+    ValueError,
+    "table 'w'",
+    "the name 'w' is already taken by table 'w'",
+    "Pass the handle of one of them everywhere",
+)
 def handle_of_another_graph() -> None:
     w = fl.table("w", MODEL.init(seed=0))
     other, batch = fl.table("w", MODEL.init(seed=0)), fl.load((X, Y), batch_size=4)
@@ -143,28 +178,55 @@ def handle_of_another_graph() -> None:
     fl.Graph(fl.update(w, fl.aggregate("mean", grad), fl.sgd(0.1)))
 
 
-@bad(2, fl.GraphError, ValueError, "map 'mine'", "input 2 must be a handle", "got a float",
-     "Close over constants")
+@bad(
+    2,
+    fl.GraphError,
+    ValueError,
+    "map 'mine'",
+    "input 2 must be a handle",
+    "got a float",
+    "Close over constants",
+)
 def number_for_a_handle() -> None:
     _, batch, _ = parts()
     fl.map(lambda b, c: b, batch, 0.5, name="mine")  # type: ignore[arg-type]
 
 
-@bad(2, fl.GraphError, ValueError, "table 'w'", "ids must be a handle", "got a list",
-     "Make them with fl.map")
+@bad(
+    2,
+    fl.GraphError,
+    ValueError,
+    "table 'w'",
+    "ids must be a handle",
+    "got a list",
+    "Make them with fl.map",
+)
 def rows_for_a_handle() -> None:
     fl.table("w", np.zeros((4, 2))).at([0, 1])  # type: ignore[arg-type]
 
 
-@bad(2, fl.GraphError, ValueError, "graph 'g'", "a sink must be a handle", "got a list",
-     "Pass what fl.update")
+@bad(
+    2,
+    fl.GraphError,
+    ValueError,
+    "graph 'g'",
+    "a sink must be a handle",
+    "got a list",
+    "Pass what fl.update",
+)
 def list_of_sinks() -> None:
     w, _, grad = parts()
     fl.Graph([fl.update(w, grad, fl.add())], name="g")  # type: ignore[arg-type]
 
 
-@bad(3, fl.GraphError, ValueError, "gradient 'grad'", "the name 'grad' is already taken by map",
-     "Give one of them another name=")
+@bad(
+    3,
+    fl.GraphError,
+    ValueError,
+    "gradient 'grad'",
+    "the name 'grad' is already taken by map",
+    "Give one of them another name=",
+)
 def name_used_twice() -> None:
     w = fl.table("w", MODEL.init(seed=0))
     batch = fl.map(lambda b: b, fl.load((X, Y), batch_size=4), name="grad")
@@ -172,8 +234,17 @@ def name_used_twice() -> None:
     fl.Graph(fl.update(w, fl.aggregate("mean", grad), fl.sgd(0.1)))
 
 
-@bad(4, fl.GraphError, ValueError, "table 'w'", "two writes of a table in one step need an order",
-     "'update_w'", "'reg'", "no path between them", "Let the second read what the first returned")
+@bad(
+    4,
+    fl.GraphError,
+    ValueError,
+    "table 'w'",
+    "two writes of a table in one step need an order",
+    "'update_w'",
+    "'reg'",
+    "no path between them",
+    "Let the second read what the first returned",
+)
 def two_writes_without_an_order() -> None:
     w = fl.table("w", MODEL.init(seed=0))
     grad = fl.gradient(MODEL, w, fl.load((X, Y), batch_size=4))
@@ -181,16 +252,31 @@ def two_writes_without_an_order() -> None:
     fl.Graph(fl.update(w, mean, fl.sgd(0.1)), fl.update(w, mean, fl.add(0.1), name="reg"))
 
 
-@bad(4, fl.GraphError, ValueError, "edge w -> grad", "a read may not promise more",
-     "edge mean -> update_w", "a sync read of a stale(4) write", "Loosen the read")
+@bad(
+    4,
+    fl.GraphError,
+    ValueError,
+    "edge w -> grad",
+    "a read may not promise more",
+    "edge mean -> update_w",
+    "a sync read of a stale(4) write",
+    "Loosen the read",
+)
 def promises_that_cannot_be_served() -> None:
     w = fl.table("w", MODEL.init(seed=0))
     grad = fl.gradient(MODEL, w.sync(), fl.load((X, Y), batch_size=4), name="grad")
     fl.Graph(fl.update(w, fl.aggregate("mean", grad).stale(4), fl.sgd(0.1)))
 
 
-@bad(4, fl.GraphError, ValueError, "edge w -> grad", "needs a promise from step 500 on",
-     "got sync(until=500)", "Add the later one")
+@bad(
+    4,
+    fl.GraphError,
+    ValueError,
+    "edge w -> grad",
+    "needs a promise from step 500 on",
+    "got sync(until=500)",
+    "Add the later one",
+)
 def unfinished_schedule() -> None:
     w = fl.table("w", MODEL.init(seed=0))
     grad = fl.gradient(MODEL, w.sync(until=500), fl.load((X, Y), batch_size=4), name="grad")
@@ -210,66 +296,129 @@ for wrong in (-1, 1.5, "3", True):
     )
 
 
-@bad(7, fl.GraphError, ValueError, "update", "the first argument must be a table",
-     "got load 'load'", "Name the table that it writes")
+@bad(
+    7,
+    fl.GraphError,
+    ValueError,
+    "update",
+    "the first argument must be a table",
+    "got load 'load'",
+    "Name the table that it writes",
+)
 def update_of_no_table() -> None:
     _, batch, grad = parts()
     fl.update(batch, grad, fl.sgd(0.1))
 
 
-@bad(7, fl.GraphError, ValueError, "assign", "the first argument must be a table",
-     "got a ndarray", "Name the table that it writes")
+@bad(
+    7,
+    fl.GraphError,
+    ValueError,
+    "assign",
+    "the first argument must be a table",
+    "got a ndarray",
+    "Name the table that it writes",
+)
 def assign_to_an_array() -> None:
     _, _, grad = parts()
     fl.assign(np.zeros(3), grad)  # type: ignore[arg-type]
 
 
-@bad(7, fl.GraphError, ValueError, "update of 'w'", "the third argument must be a rule", "got sgd",
-     "For example fl.sgd(lr=0.1)")
+@bad(
+    7,
+    fl.GraphError,
+    ValueError,
+    "update of 'w'",
+    "the third argument must be a rule",
+    "got sgd",
+    "For example fl.sgd(lr=0.1)",
+)
 def rule_that_was_not_called() -> None:
     w, _, grad = parts()
     fl.update(w, grad, fl.sgd)  # type: ignore[arg-type]
 
 
-@bad(7, fl.GraphError, ValueError, "update of 'w'", "the target of a write promises nothing",
-     "got stale(2)", "Mark the value")
+@bad(
+    7,
+    fl.GraphError,
+    ValueError,
+    "update of 'w'",
+    "the target of a write promises nothing",
+    "got stale(2)",
+    "Mark the value",
+)
 def promise_on_the_target() -> None:
     w, _, grad = parts()
     fl.update(w.stale(2), grad, fl.sgd(0.1))
 
 
-@bad(7, fl.GraphError, ValueError, "gradient 'gradient'", "must be a table", "got load 'load'",
-     "fl.gradient(model, fl.table")
+@bad(
+    7,
+    fl.GraphError,
+    ValueError,
+    "gradient 'gradient'",
+    "must be a table",
+    "got load 'load'",
+    "fl.gradient(model, fl.table",
+)
 def gradient_of_swapped_arguments() -> None:
     w, batch, _ = parts()
     fl.gradient(MODEL, batch, w)
 
 
-@bad(8, fl.GraphError, ValueError, "table 'w'", "an order", "'first'", "'second'",
-     "Let the second read")
+@bad(
+    8,
+    fl.GraphError,
+    ValueError,
+    "table 'w'",
+    "an order",
+    "'first'",
+    "'second'",
+    "Let the second read",
+)
 def two_writers_of_one_table() -> None:
     w, x = fl.table("w", np.zeros(3, "float32")), fl.load(X, batch_size=4)
     total = fl.aggregate("sum", fl.map(lambda x: x.sum(0), x))
     fl.Graph(fl.assign(w, total, name="first"), fl.assign(w, total, name="second"))
 
 
-@bad(9, fl.GraphError, ValueError, "graph 'g'", "a sink must write a table, evaluate or end",
-     "got map 'metrics'", "Pass what fl.update")
+@bad(
+    9,
+    fl.GraphError,
+    ValueError,
+    "graph 'g'",
+    "a sink must write a table, evaluate or end",
+    "got map 'metrics'",
+    "Pass what fl.update",
+)
 def sink_that_does_nothing() -> None:
     w, _, grad = parts()
     metrics = fl.map(lambda g: g, grad, name="metrics")
     fl.Graph(fl.update(w, fl.aggregate("mean", grad), fl.sgd(0.1)), metrics, name="g")
 
 
-@bad(9, fl.GraphError, ValueError, "graph 'g'", "a sink is read by nobody", "with every(3)",
-     "Mark the value")
+@bad(
+    9,
+    fl.GraphError,
+    ValueError,
+    "graph 'g'",
+    "a sink is read by nobody",
+    "with every(3)",
+    "Mark the value",
+)
 def period_on_a_sink() -> None:
     w, _, grad = parts()
     fl.Graph(fl.update(w, fl.aggregate("mean", grad), fl.sgd(0.1)).every(3), name="g")
 
 
-@bad(10, fl.GraphError, ValueError, "graph 'g'", "no load operator; nothing would run",
-     "Declare one with fl.load")
+@bad(
+    10,
+    fl.GraphError,
+    ValueError,
+    "graph 'g'",
+    "no load operator; nothing would run",
+    "Declare one with fl.load",
+)
 def graph_without_a_load() -> None:
     w = fl.table("w", np.zeros(3))
     fl.Graph(fl.assign(w, fl.map(lambda w: w + 1, w)), name="g")
@@ -280,8 +429,16 @@ def empty_graph() -> None:
     fl.Graph(name="g")
 
 
-@bad(11, fl.OperatorError, RuntimeError, "operator 'grad'", "replica 0, step 0",
-     "of 'w'", "shape (784,) for leaf 'W' instead of (3, 2)", "Cast or reshape")
+@bad(
+    11,
+    fl.OperatorError,
+    RuntimeError,
+    "operator 'grad'",
+    "replica 0, step 0",
+    "of 'w'",
+    "shape (784,) for leaf 'W' instead of (3, 2)",
+    "Cast or reshape",
+)
 def gradient_of_the_wrong_shape() -> None:
     @fl.value_and_grad
     def wrong(w: Any, batch: Any) -> Any:
@@ -292,16 +449,31 @@ def gradient_of_the_wrong_shape() -> None:
     fl.Graph(fl.update(w, fl.aggregate("mean", grad), fl.sgd(0.1))).run(steps=1, replicas=2)
 
 
-@bad(11, fl.OperatorError, RuntimeError, "operator 'assign_v'", "table 'v'",
-     "shape (3,) instead of (2,)", "Cast or reshape")
+@bad(
+    11,
+    fl.OperatorError,
+    RuntimeError,
+    "operator 'assign_v'",
+    "table 'v'",
+    "shape (3,) instead of (2,)",
+    "Cast or reshape",
+)
 def assign_of_the_wrong_shape() -> None:
     v, x = fl.table("v", np.zeros(2, "float32")), fl.load(X, batch_size=4)
     total = fl.aggregate("sum", fl.map(lambda x: x.sum(0), x))
     fl.Graph(fl.assign(v, total)).run(steps=1, replicas=2)
 
 
-@bad(12, fl.OperatorError, RuntimeError, "operator 'grad'", "of 'w'", "dtype float64",
-     "instead of float32", "Cast")
+@bad(
+    12,
+    fl.OperatorError,
+    RuntimeError,
+    "operator 'grad'",
+    "of 'w'",
+    "dtype float64",
+    "instead of float32",
+    "Cast",
+)
 def gradient_of_the_wrong_dtype() -> None:
     @fl.value_and_grad
     def wide(w: Any, batch: Any) -> Any:
@@ -317,16 +489,32 @@ def table_of_objects() -> None:
     fl.table("w", np.array([None, "a"]))
 
 
-@bad(12, fl.OperatorError, RuntimeError, "operator 'mean'", "numeric arrays", "dtype <U1",
-     "Return NumPy arrays")
+@bad(
+    12,
+    fl.OperatorError,
+    RuntimeError,
+    "operator 'mean'",
+    "numeric arrays",
+    "dtype <U1",
+    "Return NumPy arrays",
+)
 def aggregate_of_text() -> None:
     v, x = fl.table("v", np.zeros(2, "float32")), fl.load(X, batch_size=4)
     mean = fl.aggregate("mean", fl.map(lambda x: np.array(["a"]), x))
     fl.Graph(fl.assign(v, mean)).run(steps=1, replicas=2)
 
 
-@bad(13, fl.DivergedError, ArithmeticError, "operator 'grad'", "replica 1, step 1",
-     "the loss must be finite", "got nan", "Lower the learning rate", 'on_nonfinite="ignore"')
+@bad(
+    13,
+    fl.DivergedError,
+    ArithmeticError,
+    "operator 'grad'",
+    "replica 1, step 1",
+    "the loss must be finite",
+    "got nan",
+    "Lower the learning rate",
+    'on_nonfinite="ignore"',
+)
 def loss_that_is_nan() -> None:
     def loss(w: Any, batch: Any, here: Any) -> Any:
         broken = np.nan if (here.replica, here.clock) == (1, 1) else 1.0
@@ -338,8 +526,16 @@ def loss_that_is_nan() -> None:
     graph.run(steps=3, replicas=2, executor="serial")
 
 
-@bad(13, fl.DivergedError, ArithmeticError, "operator 'mine'", "replica 1, step 0",
-     "its value must be finite", "got 2 that are not, the first at W[1, 0] = inf", "clip")
+@bad(
+    13,
+    fl.DivergedError,
+    ArithmeticError,
+    "operator 'mine'",
+    "replica 1, step 0",
+    "its value must be finite",
+    "got 2 that are not, the first at W[1, 0] = inf",
+    "clip",
+)
 def gradient_that_is_infinite() -> None:
     def broken(g: Any, here: Any) -> Any:
         big = np.array([[0], [1], [0]], "float32") * (np.inf if here.replica else 0)
@@ -352,32 +548,60 @@ def gradient_that_is_infinite() -> None:
         graph.run(steps=3, replicas=2, executor="serial")
 
 
-@bad(14, fl.OperatorError, RuntimeError, "operator 'mine'", "must return a value", "got None",
-     "Is a return missing?")
+@bad(
+    14,
+    fl.OperatorError,
+    RuntimeError,
+    "operator 'mine'",
+    "must return a value",
+    "got None",
+    "Is a return missing?",
+)
 def map_that_returns_none() -> None:
     w, _, grad = parts()
     nothing = fl.map(lambda g: None, grad, name="mine")
     fl.Graph(fl.update(w, fl.aggregate("mean", nothing), fl.sgd(0.1))).run(steps=1, replicas=2)
 
 
-@bad(14, fl.OperatorError, RuntimeError, "operator 'mine'", "a tuple of 2 values", "got 3",
-     "as many values as outputs=")
+@bad(
+    14,
+    fl.OperatorError,
+    RuntimeError,
+    "operator 'mine'",
+    "a tuple of 2 values",
+    "got 3",
+    "as many values as outputs=",
+)
 def map_that_returns_too_much() -> None:
     w, _, grad = parts()
     one, _ = fl.map(lambda g: (g, g, g), grad, outputs=2, name="mine")
     fl.Graph(fl.update(w, fl.aggregate("mean", one), fl.sgd(0.1))).run(steps=1, replicas=2)
 
 
-@bad(14, fl.GraphError, ValueError, "operator 'grad'", "must be a real scalar", "got NoneType",
-     "Return it as it comes")
+@bad(
+    14,
+    fl.GraphError,
+    ValueError,
+    "operator 'grad'",
+    "must be a real scalar",
+    "got NoneType",
+    "Return it as it comes",
+)
 def loss_that_returns_none() -> None:
     w, batch = fl.table("w", MODEL.init(seed=0)), fl.load((X, Y), batch_size=4)
     grad = fl.gradient(lambda w, b: None, w, batch, name="grad")
     fl.Graph(fl.update(w, fl.aggregate("mean", grad), fl.sgd(0.1))).run(steps=1, replicas=2)
 
 
-@bad(15, fl.GraphError, ValueError, "map 'mine'", "(w, batch) must take its 3 inputs",
-     "too many positional arguments", "Add or remove inputs")
+@bad(
+    15,
+    fl.GraphError,
+    ValueError,
+    "map 'mine'",
+    "(w, batch) must take its 3 inputs",
+    "too many positional arguments",
+    "Add or remove inputs",
+)
 def function_with_too_few_arguments() -> None:
     def function(w: Any, batch: Any) -> Any:
         return w
@@ -386,8 +610,15 @@ def function_with_too_few_arguments() -> None:
     fl.map(function, w, batch, grad, name="mine")
 
 
-@bad(15, fl.GraphError, ValueError, "gradient 'grad'", "must take its 2 inputs",
-     "missing a required argument: 'lr'", "Add or remove inputs")
+@bad(
+    15,
+    fl.GraphError,
+    ValueError,
+    "gradient 'grad'",
+    "must take its 2 inputs",
+    "missing a required argument: 'lr'",
+    "Add or remove inputs",
+)
 def loss_with_too_many_arguments() -> None:
     w, batch, _ = parts()
     fl.gradient(lambda w, b, lr: 0.0, w, batch, name="grad")
@@ -397,62 +628,127 @@ def shipped(function: Callable[..., Any]) -> None:
     mapped(function).run(steps=1, replicas=2)
 
 
-@bad(16, fl.PlanError, ValueError, "operator 'mine'", "must be able to travel to workers",
-     "variable 'lock' (lock)", "Open or create it inside the function", declared=False)
+@bad(
+    16,
+    fl.PlanError,
+    ValueError,
+    "operator 'mine'",
+    "must be able to travel to workers",
+    "variable 'lock' (lock)",
+    "Open or create it inside the function",
+    declared=False,
+)
 def function_with_a_lock() -> None:
     lock = threading.Lock()
     shipped(lambda g: (g, lock)[0])
 
 
-@bad(16, fl.PlanError, ValueError, "operator 'mine'", "variable 'log' (open file '/dev/null')",
-     "inside", declared=False)
+@bad(
+    16,
+    fl.PlanError,
+    ValueError,
+    "operator 'mine'",
+    "variable 'log' (open file '/dev/null')",
+    "inside",
+    declared=False,
+)
 def function_with_a_file() -> None:
     with open(os.devnull, "w") as log:
         shipped(lambda g: (g, log)[0])
 
 
-@bad(16, fl.PlanError, ValueError, "operator 'mine'", "variable 'wire' (socket)", "inside",
-     declared=False)
+@bad(
+    16,
+    fl.PlanError,
+    ValueError,
+    "operator 'mine'",
+    "variable 'wire' (socket)",
+    "inside",
+    declared=False,
+)
 def function_that_calls_one_with_a_socket() -> None:
     with socket.socket() as wire:
+
         def inner(g: Any) -> Any:
             return (g, wire)[0]
 
         shipped(lambda g: inner(g))
 
 
-@bad(17, fl.GraphError, ValueError, "load 'load'", "readable again after a failure",
-     "got a generator", "fl.data.iterable")
+@bad(
+    17,
+    fl.GraphError,
+    ValueError,
+    "load 'load'",
+    "readable again after a failure",
+    "got a generator",
+    "fl.data.iterable",
+)
 def generator_as_data() -> None:
     fl.load((row for row in X), batch_size=4)
 
 
-@bad(17, fl.GraphError, ValueError, "load 'rows'", "readable again after a failure", "cannot be",
-     "fl.data.iterable")
+@bad(
+    17,
+    fl.GraphError,
+    ValueError,
+    "load 'rows'",
+    "readable again after a failure",
+    "cannot be",
+    "fl.data.iterable",
+)
 def iterator_as_data() -> None:
     fl.load(iter([X]), batch_size=4, name="rows")
 
 
-@bad(17, fl.GraphError, ValueError, "load 'load'", "the data must be a source", "got a str",
-     "Name the format")
+@bad(
+    17,
+    fl.GraphError,
+    ValueError,
+    "load 'load'",
+    "the data must be a source",
+    "got a str",
+    "Name the format",
+)
 def path_as_data() -> None:
     fl.load("train.csv", batch_size=4)
 
 
-@bad(17, fl.DataError, ValueError, "load 'load'", "the same number of rows", "12 and 11",
-     "Check how they were cut")
+@bad(
+    17,
+    fl.DataError,
+    ValueError,
+    "load 'load'",
+    "the same number of rows",
+    "12 and 11",
+    "Check how they were cut",
+)
 def columns_of_unequal_length() -> None:
     fl.load((X, Y[1:]), batch_size=4)
 
 
-@bad(17, fl.GraphError, ValueError, "load 'load'", "batch_size must be an integer >= 1", "got 0",
-     "None is the whole share")
+@bad(
+    17,
+    fl.GraphError,
+    ValueError,
+    "load 'load'",
+    "batch_size must be an integer >= 1",
+    "got 0",
+    "None is the whole share",
+)
 def batch_size_zero() -> None:
     fl.load((X, Y), batch_size=0)
 
 
-@bad(18, fl.OperatorError, RuntimeError, "operator 'mine'", "replica 0, step 0",
-     "raised ZeroDivisionError: division by zero", "in divide")
+@bad(
+    18,
+    fl.OperatorError,
+    RuntimeError,
+    "operator 'mine'",
+    "replica 0, step 0",
+    "raised ZeroDivisionError: division by zero",
+    "in divide",
+)
 def operator_that_raises() -> None:
     def divide(g: Any) -> Any:
         return 1 / 0
@@ -462,8 +758,14 @@ def operator_that_raises() -> None:
     fl.Graph(fl.update(w, fl.aggregate("mean", broken), fl.sgd(0.1))).run(steps=1, replicas=2)
 
 
-@bad(18, fl.OperatorError, RuntimeError, "operator 'grad'", "raised Unpicklable: at the loss",
-     "in loss")
+@bad(
+    18,
+    fl.OperatorError,
+    RuntimeError,
+    "operator 'grad'",
+    "raised Unpicklable: at the loss",
+    "in loss",
+)
 def loss_that_raises() -> None:
     class Unpicklable(Exception):
         def __reduce__(self) -> NoReturn:
@@ -477,8 +779,16 @@ def loss_that_raises() -> None:
     fl.Graph(fl.update(w, fl.aggregate("mean", grad), fl.sgd(0.1))).run(steps=1, replicas=2)
 
 
-@bad(18, fl.OperatorError, RuntimeError, "operator 'mine'", "an operator must return",
-     "sys.exit(3)", "Raise an exception", declared=False)
+@bad(
+    18,
+    fl.OperatorError,
+    RuntimeError,
+    "operator 'mine'",
+    "an operator must return",
+    "sys.exit(3)",
+    "Raise an exception",
+    declared=False,
+)
 def operator_that_exits() -> None:
     def leave(g: Any) -> NoReturn:
         raise SystemExit(3)
@@ -523,26 +833,58 @@ def operator_that_changes_what_another_made() -> None:
     fl.Graph(fl.update(w, fl.aggregate("mean", doubled), fl.sgd(0.1))).run(steps=1, replicas=2)
 
 
-@bad(25, fl.PlanError, ValueError, "replicas", "an integer >= 1", "got 0", "For example",
-     declared=False)
+@bad(
+    25,
+    fl.PlanError,
+    ValueError,
+    "replicas",
+    "an integer >= 1",
+    "got 0",
+    "For example",
+    declared=False,
+)
 def no_replica() -> None:
     ssgd().run(steps=1, replicas=0)
 
 
-@bad(25, fl.PlanError, ValueError, "replicas", "an integer >= 1", "got 0", "For example",
-     declared=False)
+@bad(
+    25,
+    fl.PlanError,
+    ValueError,
+    "replicas",
+    "an integer >= 1",
+    "got 0",
+    "For example",
+    declared=False,
+)
 def no_replica_serially() -> None:
     ssgd().run(steps=1, replicas=0, executor="serial")
 
 
-@bad(25, fl.PlanError, ValueError, "replicas", "an integer >= 1", "got -2", "One copy",
-     declared=False)
+@bad(
+    25,
+    fl.PlanError,
+    ValueError,
+    "replicas",
+    "an integer >= 1",
+    "got -2",
+    "One copy",
+    declared=False,
+)
 def plan_for_fewer_than_none() -> None:
     ssgd().plan(-2)
 
 
-@bad(25, fl.PlanError, ValueError, "graph 'g'", "needs steps= or epochs=", "got neither",
-     "graph.run(epochs=10)", declared=False)
+@bad(
+    25,
+    fl.PlanError,
+    ValueError,
+    "graph 'g'",
+    "needs steps= or epochs=",
+    "got neither",
+    "graph.run(epochs=10)",
+    declared=False,
+)
 def run_without_an_end() -> None:
     ssgd().run(replicas=2)
 

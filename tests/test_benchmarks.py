@@ -34,7 +34,11 @@ def report_of(name: str, folder: Path) -> dict:
     """Run a benchmark in a session of its own and return its JSON."""
     program = [sys.executable, BENCHMARKS / name, "--quick", "--json", folder / "report.json"]
     with subprocess.Popen(
-        program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
+        program,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
         start_new_session=True,
     ) as running:
         try:

@@ -31,7 +31,8 @@ def test_operators_stand_in_the_order_of_declaration() -> None:
     assert [t.name for t in graph.tables] == ["w"]
     assert unused.of.name not in {o.name for o in graph.operators}
     assert graph.operator("total").inputs == (
-        Port("w", 0, w.edge, table=True), Port("load", 0, x.edge, table=False)
+        Port("w", 0, w.edge, table=True),
+        Port("load", 0, x.edge, table=False),
     )
     assert isinstance(graph.operator("update_w").action, Update)
     assert isinstance(graph.operator("assign_w").action, Assign)
@@ -45,7 +46,12 @@ def test_unnamed_operators_get_numbers_and_leave_given_names_alone() -> None:
     third = fl.map(lambda a, b, c: a, first, second, fl.map(total, w, x, name="total_2"))
     graph = collect([fl.assign(w, third)], "g")
     assert [o.name for o in graph.operators] == [
-        "load", "total", "total_3", "total_2", "map", "assign_w"
+        "load",
+        "total",
+        "total_3",
+        "total_2",
+        "map",
+        "assign_w",
     ]
 
 

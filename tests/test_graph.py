@@ -96,8 +96,10 @@ def test_tables_that_change_places_change_the_token() -> None:
     x = fl.load(X, batch_size=2)
     g = fl.map(lambda a, b, x: a - b, a, b, x)
     swapped = fl.map(lambda a, b, x: a - b, b, a, x)
-    assert fl.Graph(fl.update(a, g, fl.add())).logical.token != fl.Graph(
-        fl.update(a, swapped, fl.add())).logical.token
+    assert (
+        fl.Graph(fl.update(a, g, fl.add())).logical.token
+        != fl.Graph(fl.update(a, swapped, fl.add())).logical.token
+    )
 
 
 def rows(which: int) -> LogicalGraph:
@@ -133,7 +135,11 @@ print(fl.Graph(fl.update(w, fl.aggregate("mean", g), fl.adam(0.1))).logical.toke
 def test_the_token_is_the_same_in_every_process() -> None:
     found = {
         subprocess.run(
-            [sys.executable, "-c", TOKEN], capture_output=True, text=True, check=True, timeout=60,
+            [sys.executable, "-c", TOKEN],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
             env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
         ).stdout
         for seed in ("1", "2")
@@ -149,7 +155,10 @@ def test_lookups() -> None:
     assert graph.table("w").scope == "global"
     assert not graph.table("w").sparse
     assert [(p.source, o.name) for p, o in graph.edges()] == [
-        ("w", "g"), ("load", "g"), ("g", "m"), ("m", "update_w")
+        ("w", "g"),
+        ("load", "g"),
+        ("g", "m"),
+        ("m", "update_w"),
     ]
     assert graph.operator("g").label.startswith("operator 'g' (test_graph.py:")
 

@@ -14,12 +14,14 @@ from hypothesis.extra import numpy as hnp
 from flowml.layout import freeze, layout_of, slices
 
 dtypes = st.sampled_from(["float32", "float64", "int64", "int8", "bool", "complex64"])
-arrays = dtypes.flatmap(lambda d: hnp.arrays(
-    d, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)))
+arrays = dtypes.flatmap(
+    lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
+)
 trees = st.recursive(
     arrays,
     lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.tuples(inner, inner),
+        st.lists(inner, max_size=3),
+        st.tuples(inner, inner),
         st.dictionaries(st.sampled_from(["W", "b", "a/b"]), inner, min_size=1),
     ),
     max_leaves=6,
@@ -46,7 +48,9 @@ def test_leaves_of_one_dtype_share_a_buffer_in_order() -> None:
     tree = {"b": np.ones(2, "float32"), "W": np.ones((2, 3), "float32"), "n": np.array(3)}
     layout = layout_of(tree)
     assert [(leaf.path, leaf.buffer, leaf.start, leaf.size) for leaf in layout.leaves] == [
-        ("W", 0, 0, 6), ("b", 0, 6, 2), ("n", 1, 0, 1)
+        ("W", 0, 0, 6),
+        ("b", 0, 6, 2),
+        ("n", 1, 0, 1),
     ]
     assert layout.sizes == (8, 1)
     assert layout.nbytes == 8 * 4 + 8

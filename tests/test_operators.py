@@ -49,8 +49,9 @@ def test_each_word_remembers_its_own_line() -> None:
 
 def test_words_called_by_a_file_of_graphs_name_that_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
-    file.write_text("import flowml as fl\nimport numpy as np\n\n"
-                    "x = fl.load(np.ones(3), batch_size=1)")
+    file.write_text(
+        "import flowml as fl\nimport numpy as np\n\nx = fl.load(np.ones(3), batch_size=1)"
+    )
     site = runpy.run_path(str(file))["x"].of.site
     assert (site.file, site.line) == (str(file), 4)
 
@@ -91,8 +92,13 @@ def test_a_package_reached_by_a_link_is_still_flowml(tmp_path: Path) -> None:
     (tmp_path / "flowml").symlink_to(types.PACKAGE)
     code = "import flowml as fl; print(fl.here().of.site, fl.__file__)"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path,
-        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"}, timeout=60,
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        timeout=60,
     )
     site, file = done.stdout.split()
     assert file.startswith(str(tmp_path))

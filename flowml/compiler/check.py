@@ -58,10 +58,14 @@ def _scope(
     found += [scopes[p.edge.ids[0]] for p in operator.inputs if p.edge.ids is not None]
     groups = {s for s in found if s not in (GLOBAL, REPLICA)}
     if len(groups) > 1:
-        errors.append(GraphError(
-            operator.label, "inputs must come from one grouping", " and ".join(sorted(groups)),
-            "A run has one grouping of its replicas (groups=).",
-        ))
+        errors.append(
+            GraphError(
+                operator.label,
+                "inputs must come from one grouping",
+                " and ".join(sorted(groups)),
+                "A run has one grouping of its replicas (groups=).",
+            )
+        )
     if operator.writes:
         return scopes[operator.writes]
     if isinstance(operator.action, Aggregate):
@@ -69,10 +73,14 @@ def _scope(
     if not found:
         return REPLICA
     if isinstance(operator.action, Until | Evaluate) and found[0] != GLOBAL:
-        errors.append(GraphError(
-            operator.label, f"{operator.kind} needs a value of scope global", found[0],
-            "Aggregate it first, or name a global table.",
-        ))
+        errors.append(
+            GraphError(
+                operator.label,
+                f"{operator.kind} needs a value of scope global",
+                found[0],
+                "Aggregate it first, or name a global table.",
+            )
+        )
         return GLOBAL
     return min(found, key=lambda s: (coarser(s, REPLICA), coarser(s, "group")))
 
@@ -82,18 +90,27 @@ def _aggregate_scope(
 ) -> str:
     scope = action.within or GLOBAL
     if not coarser(scope, source):
-        errors.append(GraphError(
-            operator.label, f"an aggregate to scope {scope} needs values of a finer scope",
-            source, "There is nothing to combine: use the value itself.",
-        ))
+        errors.append(
+            GraphError(
+                operator.label,
+                f"an aggregate to scope {scope} needs values of a finer scope",
+                source,
+                "There is nothing to combine: use the value itself.",
+            )
+        )
     return scope
 
 
 def _needs_load(graph: LogicalGraph) -> list[FlowmlError]:
     if graph.loads():
         return []
-    return [GraphError(graph.label, "the graph has no load operator; nothing would run",
-                       fix="Declare one with fl.load(source, batch_size=...).")]
+    return [
+        GraphError(
+            graph.label,
+            "the graph has no load operator; nothing would run",
+            fix="Declare one with fl.load(source, batch_size=...).",
+        )
+    ]
 
 
 def _one_grouping(graph: LogicalGraph) -> list[FlowmlError]:
@@ -103,8 +120,14 @@ def _one_grouping(graph: LogicalGraph) -> list[FlowmlError]:
     if len(groups) < 2:
         return []
     got = ", ".join(f"{n!r} ({s})" for n, s in sorted(groups.items()))
-    return [GraphError(graph.label, "a graph may name one grouping of its replicas",
-                       got, "Use one name: within= and scope= must agree.")]
+    return [
+        GraphError(
+            graph.label,
+            "a graph may name one grouping of its replicas",
+            got,
+            "Use one name: within= and scope= must agree.",
+        )
+    ]
 
 
 def _writes_in_order(graph: LogicalGraph) -> list[FlowmlError]:
@@ -114,19 +137,19 @@ def _writes_in_order(graph: LogicalGraph) -> list[FlowmlError]:
         writers = graph.writers(table.name)
         for first, second in pairwise(writers):
             if not _reaches(graph, place, first, second):
-                errors.append(GraphError(
-                    f"table {table.name!r} ({table.site})",
-                    "two writes of a table in one step need an order",
-                    f"{first.name!r} ({first.site}) and {second.name!r} ({second.site}), "
-                    "with no path between them",
-                    "Let the second read what the first returned.",
-                ))
+                errors.append(
+                    GraphError(
+                        f"table {table.name!r} ({table.site})",
+                        "two writes of a table in one step need an order",
+                        f"{first.name!r} ({first.site}) and {second.name!r} ({second.site}), "
+                        "with no path between them",
+                        "Let the second read what the first returned.",
+                    )
+                )
     return errors
 
 
-def _reaches(
-    graph: LogicalGraph, place: dict[str, int], first: Operator, second: Operator
-) -> bool:
+def _reaches(graph: LogicalGraph, place: dict[str, int], first: Operator, second: Operator) -> bool:
     """Tell whether a path leads from ``first`` to ``second``.
 
     Notes
@@ -155,11 +178,15 @@ def _writes_fit_scopes(graph: LogicalGraph) -> list[FlowmlError]:
             continue
         source = scopes[operator.inputs[0].source]
         if isinstance(operator.action, Assign) and coarser(operator.scope, source):
-            errors.append(GraphError(
-                operator.label, f"table {operator.writes!r} of scope {operator.scope} can be "
-                "assigned only one value an instance", f"one a {source}",
-                'Aggregate first: fl.aggregate("mean", values).',
-            ))
+            errors.append(
+                GraphError(
+                    operator.label,
+                    f"table {operator.writes!r} of scope {operator.scope} can be "
+                    "assigned only one value an instance",
+                    f"one a {source}",
+                    'Aggregate first: fl.aggregate("mean", values).',
+                )
+            )
     return errors
 
 
@@ -169,21 +196,50 @@ def _edges_make_sense(graph: LogicalGraph) -> list[FlowmlError]:
         where = f"edge {port.source} -> {operator.name} ({operator.site})"
         period = port.edge.period
         if port.table and period is not None and period.keep not in (None, "last"):
-            errors.append(GraphError(where, "out of a table only keep='last' has a meaning",
-                                     repr(period.keep), "Leave keep out."))
+            errors.append(
+                GraphError(
+                    where,
+                    "out of a table only keep='last' has a meaning",
+                    repr(period.keep),
+                    "Leave keep out.",
+                )
+            )
         if isinstance(operator.action, Evaluate) and not _reads_table(graph, port):
-            errors.append(GraphError(where, "evaluate needs a table", f"{port.source!r}",
-                                     "Pass the table, or what its update returned."))
+            errors.append(
+                GraphError(
+                    where,
+                    "evaluate needs a table",
+                    f"{port.source!r}",
+                    "Pass the table, or what its update returned.",
+                )
+            )
         if isinstance(operator.action, Evaluate) and period is not None:
-            errors.append(GraphError(where, "an evaluation has its own every=", str(period),
-                                     "Leave .every out, and pass fl.evaluate(..., every=)."))
+            errors.append(
+                GraphError(
+                    where,
+                    "an evaluation has its own every=",
+                    str(period),
+                    "Leave .every out, and pass fl.evaluate(..., every=).",
+                )
+            )
         if port.edge.until and port.edge.promise is None:
-            errors.append(GraphError(where, f"the edge needs a promise from step "
-                                     f"{port.edge.until[-1][0]} on", port.edge.describe(),
-                                     "Add the later one, as in .sync(until=500).stale(4)."))
+            errors.append(
+                GraphError(
+                    where,
+                    f"the edge needs a promise from step {port.edge.until[-1][0]} on",
+                    port.edge.describe(),
+                    "Add the later one, as in .sync(until=500).stale(4).",
+                )
+            )
         if port.edge.members is not None and not isinstance(operator.action, Aggregate):
-            errors.append(GraphError(where, "a quorum belongs on an edge into an aggregate",
-                                     operator.kind, "Move .quorum(n) there."))
+            errors.append(
+                GraphError(
+                    where,
+                    "a quorum belongs on an edge into an aggregate",
+                    operator.kind,
+                    "Move .quorum(n) there.",
+                )
+            )
     return errors
 
 
@@ -196,8 +252,14 @@ def _loads_have_one_batch_size_meaning(graph: LogicalGraph) -> list[FlowmlError]
     for operator in graph.loads():
         action = operator.action
         if isinstance(action, Load) and action.batch_size is None and action.drop_last:
-            errors.append(GraphError(operator.label, "drop_last has no meaning with the whole "
-                                     "share as a batch", "batch_size=None", "Drop one of them."))
+            errors.append(
+                GraphError(
+                    operator.label,
+                    "drop_last has no meaning with the whole share as a batch",
+                    "batch_size=None",
+                    "Drop one of them.",
+                )
+            )
     return errors
 
 

@@ -185,10 +185,12 @@ class _Unrolling:
         """Emit a map, a gradient or a place: one task an instance, and one an output if several."""
         for instance in range(self._instances[operator.scope]):
             key = self._key(operator, step, instance)
-            inputs = [self._input(operator, number, instance)
-                      for number in range(len(operator.inputs))]
-            self._add(key, taskcalls.run_operator, self._ship, operator.name, step, instance,
-                      *inputs)
+            inputs = [
+                self._input(operator, number, instance) for number in range(len(operator.inputs))
+            ]
+            self._add(
+                key, taskcalls.run_operator, self._ship, operator.name, step, instance, *inputs
+            )
             if operator.name == self._loss_name:
                 loss = (*key, "loss")
                 self._add(loss, taskcalls.loss_of, TaskRef(key))
@@ -216,16 +218,20 @@ class _Unrolling:
                 children = [self._child(operator, step, instance, half) for half in halves]
                 self._add(key, finish_sum, self._ship, operator.name, step, instance, *children)
             else:
-                ports = [List(*self._member_inputs(operator, number, instance))
-                         for number in range(len(operator.inputs))]
+                ports = [
+                    List(*self._member_inputs(operator, number, instance))
+                    for number in range(len(operator.inputs))
+                ]
                 self._add(key, taskcalls.combine, self._ship, operator.name, step, instance, *ports)
             self._now[operator.name, 0, instance] = key
 
     def _child(self, operator: PlanOperator, step: int, instance: int, tree: Tree) -> Any:
         """Return what a pair adds: a member's contribution, or the partial sum of a subtree."""
         if not isinstance(tree, tuple):
-            held = [TaskRef(self._held[operator.name, number, tree])
-                    for number in range(len(operator.inputs))]
+            held = [
+                TaskRef(self._held[operator.name, number, tree])
+                for number in range(len(operator.inputs))
+            ]
             return List(tree, *held)
         left, right = (self._child(operator, step, instance, half) for half in tree)
         key = self._key(operator, step, instance, _first(tree), _last(tree))
@@ -236,12 +242,23 @@ class _Unrolling:
         table = str(operator.writes)
         combines = self._plan.combines(operator)
         for instance in range(self._instances[operator.scope]):
-            values = (self._member_inputs(operator, 0, instance) if combines
-                      else [self._input(operator, 0, instance)])
+            values = (
+                self._member_inputs(operator, 0, instance)
+                if combines
+                else [self._input(operator, 0, instance)]
+            )
             before = self._written.get((table, instance)) or self._current[table, instance]
             key = self._key(operator, step, instance)
-            self._add(key, taskcalls.write_table, self._ship, operator.name, step, instance,
-                      TaskRef(before.state), List(*values))
+            self._add(
+                key,
+                taskcalls.write_table,
+                self._ship,
+                operator.name,
+                step,
+                instance,
+                TaskRef(before.state),
+                List(*values),
+            )
             shown: Key = key
             if self._splits[table]:
                 shown = (*key, "read")
@@ -252,8 +269,15 @@ class _Unrolling:
     def _until(self, operator: PlanOperator, step: int) -> None:
         for instance in range(self._instances[operator.scope]):
             key = self._key(operator, step, instance)
-            self._add(key, taskcalls.run_until, self._ship, operator.name, step, instance,
-                      self._input(operator, 0, instance))
+            self._add(
+                key,
+                taskcalls.run_until,
+                self._ship,
+                operator.name,
+                step,
+                instance,
+                self._input(operator, 0, instance),
+            )
             self._ends.append(key)
 
     # --- the end of a window ------------------------------------------------------------------
@@ -262,13 +286,21 @@ class _Unrolling:
         """Let the driver look at the steps since the last mark."""
         record = (self._record_head, stop, 0, "record")
         places = tuple((step - start, rank) for step, rank, _ in self._losses)
-        self._add(record, taskcalls.record, stop - start, self._plan.replicas, places,
-                  List(*(TaskRef(key) for _, _, key in self._losses)),
-                  List(*map(TaskRef, self._ends)))
+        self._add(
+            record,
+            taskcalls.record,
+            stop - start,
+            self._plan.replicas,
+            places,
+            List(*(TaskRef(key) for _, _, key in self._losses)),
+            List(*map(TaskRef, self._ends)),
+        )
         self._losses, self._ends = [], []
         tables = {at: keys.shown for at, keys in self._current.items()}
-        unsent = {self._plan.edge_name(self._plan.operator(reader), number)
-                  for reader, number, _ in self._kept}
+        unsent = {
+            self._plan.edge_name(self._plan.operator(reader), number)
+            for reader, number, _ in self._kept
+        }
         return Mark(start, stop, record, tables, tuple(sorted(unsent)))
 
     def carry(self, step: int) -> Carry:

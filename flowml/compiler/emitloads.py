@@ -33,10 +33,18 @@ class Loads:
                 yield self._share(operator.name, head, rank)
                 continue
             share = self._course.shares[operator.name][rank]
-            parts = [self._part(operator.name, head, rank, epoch, position)
-                     for position in order.positions(epoch, number)]
-            yield self._add((head, step, rank), taskloads.load_batch, TaskRef(share.order), step,
-                            feed.steps_per_epoch, *parts)
+            parts = [
+                self._part(operator.name, head, rank, epoch, position)
+                for position in order.positions(epoch, number)
+            ]
+            yield self._add(
+                (head, step, rank),
+                taskloads.load_batch,
+                TaskRef(share.order),
+                step,
+                feed.steps_per_epoch,
+                *parts,
+            )
 
     def open_at(self, step: int) -> dict[At, Key]:
         """Return whole shares, and the partitions that the batch of ``step`` is taken from."""
@@ -67,9 +75,12 @@ class Loads:
         at = (name, rank, epoch, position)
         if at not in self._read:
             rows = self._course.feeds[name].orders[rank].share.counts[position]
-            self._read[at] = self._add((head, epoch, rank, "part", position),
-                                       taskloads.read_partition, TaskRef(share.parts[position]),
-                                       rows)
+            self._read[at] = self._add(
+                (head, epoch, rank, "part", position),
+                taskloads.read_partition,
+                TaskRef(share.parts[position]),
+                rows,
+            )
         return TaskRef(self._read[at])
 
     def _add(self, key: Key, function: Callable[..., Any], *inputs: Any) -> Key:

@@ -49,8 +49,14 @@ def fuse(placed: Placed) -> Fused:
         sliced = _sliced(graph, operator)
         crosses = tuple(_crosses(graph, operator, sliced, p, found) for p in operator.inputs)
         number = max(
-            (0, *(found[p.source].number + c
-                  for p, c in zip(operator.inputs, crosses, strict=True) if not p.table))
+            (
+                0,
+                *(
+                    found[p.source].number + c
+                    for p, c in zip(operator.inputs, crosses, strict=True)
+                    if not p.table
+                ),
+            )
         )
         if operator.writes:
             before = written.get(operator.writes)
@@ -80,8 +86,9 @@ def _sliced(graph: LogicalGraph, operator: Operator) -> bool:
     )
 
 
-def _crosses(graph: LogicalGraph, operator: Operator, sliced: bool, port: Port,
-             found: dict[str, Phase]) -> bool:
+def _crosses(
+    graph: LogicalGraph, operator: Operator, sliced: bool, port: Port, found: dict[str, Phase]
+) -> bool:
     if port.table:
         return False
     source = graph.operator(port.source)

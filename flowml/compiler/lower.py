@@ -45,8 +45,16 @@ def _operator(
         for number, port in enumerate(operator.inputs)
     )
     return PlanOperator(
-        operator.name, operator.kind, operator.action, operator.scope, ports, operator.outputs,
-        operator.site, placement, phase.number, phase.sliced,
+        operator.name,
+        operator.kind,
+        operator.action,
+        operator.scope,
+        ports,
+        operator.outputs,
+        operator.site,
+        placement,
+        phase.number,
+        phase.sliced,
     )
 
 
@@ -79,28 +87,54 @@ def _not_yet(graph: LogicalGraph) -> list[FlowmlError]:
             where = f"edge {port.source} -> {operator.name} ({operator.site})"
             promise = promises[operator.name, number]
             if looseness(promise) != 0:
-                errors.append(_refusal(where, f"runs only as sync in this release, and is "
-                                       f"{describe(promise)}", "Mark it .sync(), or leave it out."))
+                errors.append(
+                    _refusal(
+                        where,
+                        f"runs only as sync in this release, and is {describe(promise)}",
+                        "Mark it .sync(), or leave it out.",
+                    )
+                )
             elif any(looseness(earlier) != 0 for _, earlier in port.edge.until):
-                errors.append(_refusal(where, f"runs only as sync in this release, and is "
-                                       f"{port.edge.describe()}", "Leave the earlier ones out."))
-            for part, word in ((port.edge.members, ".quorum"), (port.edge.filter, ".when"),
-                               (port.edge.codec, ".compress"), (port.edge.ids, ".at")):
+                errors.append(
+                    _refusal(
+                        where,
+                        f"runs only as sync in this release, and is {port.edge.describe()}",
+                        "Leave the earlier ones out.",
+                    )
+                )
+            for part, word in (
+                (port.edge.members, ".quorum"),
+                (port.edge.filter, ".when"),
+                (port.edge.codec, ".compress"),
+                (port.edge.ids, ".at"),
+            ):
                 if part is not None:
-                    errors.append(_refusal(where, f"{word} is declared and drawn, but does not "
-                                           "run in this release", "Leave it out to run."))
+                    errors.append(
+                        _refusal(
+                            where,
+                            f"{word} is declared and drawn, but does not run in this release",
+                            "Leave it out to run.",
+                        )
+                    )
     for table in graph.tables:
         if table.sparse:
-            errors.append(_refusal(f"table {table.name!r} ({table.site})", "sparse tables are "
-                                   "declared and drawn, but do not run in this release",
-                                   "Use a dense table: fl.table(name, init)."))
+            errors.append(
+                _refusal(
+                    f"table {table.name!r} ({table.site})",
+                    "sparse tables are declared and drawn, but do not run in this release",
+                    "Use a dense table: fl.table(name, init).",
+                )
+            )
         if table.on is not None:
-            errors.append(_refusal(f"table {table.name!r} ({table.site})", "on= is declared and "
-                                   "drawn, but does not run in this release", "Leave it out."))
+            errors.append(
+                _refusal(
+                    f"table {table.name!r} ({table.site})",
+                    "on= is declared and drawn, but does not run in this release",
+                    "Leave it out.",
+                )
+            )
     return errors
 
 
 def _refusal(where: str, what: str, fix: str) -> PlanError:
     return PlanError(where, what, fix=fix)
-
-

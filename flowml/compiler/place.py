@@ -25,8 +25,9 @@ class Placed:
     placements: tuple[tuple[str, Placement], ...]
 
 
-def place(graph: LogicalGraph, replicas: int, groups: Groups = None,
-          hosts: Sequence[str] | None = None) -> Placed:
+def place(
+    graph: LogicalGraph, replicas: int, groups: Groups = None, hosts: Sequence[str] | None = None
+) -> Placed:
     """Spread a checked graph over replicas.
 
     Parameters
@@ -44,8 +45,12 @@ def place(graph: LogicalGraph, replicas: int, groups: Groups = None,
         If ``groups`` is not a partition of the ranks, or a named group has no meaning.
     """
     if isinstance(replicas, bool) or not isinstance(replicas, Integral) or replicas < 1:
-        raise PlanError("replicas", "must be an integer >= 1", repr(replicas),
-                        "One copy of the graph is the least that can run.")
+        raise PlanError(
+            "replicas",
+            "must be an integer >= 1",
+            repr(replicas),
+            "One copy of the graph is the least that can run.",
+        )
     placements = tuple((o.name, _placement(o)) for o in graph.operators)
     count = int(replicas)
     return Placed(graph, count, _partition(graph, count, groups, hosts), placements)
@@ -61,34 +66,52 @@ def _placement(operator: Operator) -> Placement:
     return "replica" if operator.scope == REPLICA else "group"
 
 
-def _partition(graph: LogicalGraph, replicas: int, groups: Groups,
-               hosts: Sequence[str] | None) -> tuple[tuple[int, ...], ...]:
+def _partition(
+    graph: LogicalGraph, replicas: int, groups: Groups, hosts: Sequence[str] | None
+) -> tuple[tuple[int, ...], ...]:
     named = _grouping(graph)
     if groups is None:
         if named not in (None, "host"):
-            raise PlanError("groups", f"the graph names the group {named!r}, so the run must say "
-                            "which replicas belong together", "groups=None",
-                            "Pass groups=2, or groups=[[0, 1], [2, 3]].")
+            raise PlanError(
+                "groups",
+                f"the graph names the group {named!r}, so the run must say "
+                "which replicas belong together",
+                "groups=None",
+                "Pass groups=2, or groups=[[0, 1], [2, 3]].",
+            )
         groups = "host"
     if groups == "host":
         return _by_host(replicas, hosts)
     if isinstance(groups, Integral) and not isinstance(groups, bool):
         return _neighbours(replicas, int(groups))
     if not _is_lists_of_ranks(groups):
-        raise PlanError("groups", 'must be "host", a number or a list of lists of ranks',
-                        repr(groups), "For example groups=2, or groups=[[0, 1], [2, 3]].")
+        raise PlanError(
+            "groups",
+            'must be "host", a number or a list of lists of ranks',
+            repr(groups),
+            "For example groups=2, or groups=[[0, 1], [2, 3]].",
+        )
     found = tuple(tuple(sorted(int(rank) for rank in ranks)) for ranks in groups)
     if sorted(r for ranks in found for r in ranks) != list(range(replicas)) or not all(found):
-        raise PlanError("groups", f"each rank from 0 to {replicas - 1} must be in exactly one "
-                        "group", repr([list(g) for g in found]), "List every rank once.")
+        raise PlanError(
+            "groups",
+            f"each rank from 0 to {replicas - 1} must be in exactly one group",
+            repr([list(g) for g in found]),
+            "List every rank once.",
+        )
     return found
 
 
 def _is_lists_of_ranks(groups: Any) -> TypeGuard[Sequence[Sequence[int]]]:
-    return isinstance(groups, Sequence) and not isinstance(groups, str) and all(
-        isinstance(ranks, Sequence) and not isinstance(ranks, str)
-        and all(isinstance(r, Integral) and not isinstance(r, bool) for r in ranks)
-        for ranks in groups
+    return (
+        isinstance(groups, Sequence)
+        and not isinstance(groups, str)
+        and all(
+            isinstance(ranks, Sequence)
+            and not isinstance(ranks, str)
+            and all(isinstance(r, Integral) and not isinstance(r, bool) for r in ranks)
+            for ranks in groups
+        )
     )
 
 
@@ -106,8 +129,12 @@ def _by_host(replicas: int, hosts: Sequence[str] | None) -> tuple[tuple[int, ...
 
 def _neighbours(replicas: int, count: int) -> tuple[tuple[int, ...], ...]:
     if not 1 <= count <= replicas:
-        raise PlanError("groups", f"between 1 and {replicas} groups for {replicas} replicas",
-                        repr(count), "A group needs at least one replica.")
+        raise PlanError(
+            "groups",
+            f"between 1 and {replicas} groups for {replicas} replicas",
+            repr(count),
+            "A group needs at least one replica.",
+        )
     size, rest = divmod(replicas, count)
     out, start = [], 0
     for number in range(count):

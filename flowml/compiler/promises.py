@@ -86,21 +86,25 @@ def promise_errors(graph: LogicalGraph) -> list[FlowmlError]:
         for reader, read in reads:
             for writer, write in writes:
                 if looseness(read) < looseness(write):
-                    errors.append(GraphError(
-                        f"edge {table.name} -> {reader.name} ({reader.site})",
-                        f"a read may not promise more than the write delivers on edge "
-                        f"{writer.inputs[0].source} -> {writer.name} ({writer.site})",
-                        f"a {describe(read)} read of a {describe(write)} write",
-                        "Loosen the read, or tighten the write.",
-                    ))
+                    errors.append(
+                        GraphError(
+                            f"edge {table.name} -> {reader.name} ({reader.site})",
+                            f"a read may not promise more than the write delivers on edge "
+                            f"{writer.inputs[0].source} -> {writer.name} ({writer.site})",
+                            f"a {describe(read)} read of a {describe(write)} write",
+                            "Loosen the read, or tighten the write.",
+                        )
+                    )
         kinds = {looseness(p) == 0 for _, p in reads}
         if len(kinds) == 2:
-            errors.append(GraphError(
-                f"table {table.name!r} ({table.site})",
-                "a table read sync by one edge must be read sync by all but evaluate",
-                ", ".join(f"{o.name}: {describe(p)}" for o, p in reads),
-                "Mark all reads alike.",
-            ))
+            errors.append(
+                GraphError(
+                    f"table {table.name!r} ({table.site})",
+                    "a table read sync by one edge must be read sync by all but evaluate",
+                    ", ".join(f"{o.name}: {describe(p)}" for o, p in reads),
+                    "Mark all reads alike.",
+                )
+            )
     return errors
 
 

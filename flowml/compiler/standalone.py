@@ -67,8 +67,9 @@ def result_keys(plan: Plan, steps: int, seed: int = 0) -> dict[str, list[Key]]:
     """Return the keys of the tables of a standalone graph: by name, one an instance."""
     course = Course(plan, {}, {}, "", _suffix(plan, steps, seed))
     return {
-        t.name: [(course.table_heads[t.name], steps, i, "value")
-                 for i in range(plan.instances(t.scope))]
+        t.name: [
+            (course.table_heads[t.name], steps, i, "value") for i in range(plan.instances(t.scope))
+        ]
         for t in plan.tables
     }
 
@@ -110,7 +111,5 @@ def _share(
     parts: list[Key] = []
     for number in feed.orders[rank].share.ids:
         parts.append((head, -2, rank, number))
-        tasks[parts[-1]] = Task(
-            parts[-1], taskloads.own_partition, shipment, operator.name, number
-        )
+        tasks[parts[-1]] = Task(parts[-1], taskloads.own_partition, shipment, operator.name, number)
     return RankShare(order, tuple(parts), read=True)

@@ -48,8 +48,12 @@ def as_source(source: Any) -> Source:
         return dask_dataframe(source)
     if len(columns) <= 2 and columns and all(map(_is_dask, columns)):
         return dask_array(*columns)
-    raise GraphError(f"{calling_site()} source", f"the data must be {ACCEPTED}",
-                     _described(source), _remedy(source))
+    raise GraphError(
+        f"{calling_site()} source",
+        f"the data must be {ACCEPTED}",
+        _described(source),
+        _remedy(source),
+    )
 
 
 def _in_memory(column: object) -> bool:

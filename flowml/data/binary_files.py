@@ -36,8 +36,12 @@ class NpzReader:
         try:
             archive = np.load(BytesIO(file.content()), allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(file.shown, "a .npz archive of named arrays is needed",
-                                "one bare array", "Pass fl.data.arrays(np.load(path)).")
+                raise DataError(
+                    file.shown,
+                    "a .npz archive of named arrays is needed",
+                    "one bare array",
+                    "Pass fl.data.arrays(np.load(path)).",
+                )
             found = [
                 None if name is None else self._array(archive, name, file.shown)
                 for name in (self.X, self.label, self.weight)
@@ -45,16 +49,23 @@ class NpzReader:
         except (BadZipFile, ValueError, EOFError) as error:
             if isinstance(error, DataError):
                 raise
-            raise DataError(file.shown, "the file must be a .npz archive of numbers",
-                            f"{type(error).__name__}: {error}") from error
+            raise DataError(
+                file.shown,
+                "the file must be a .npz archive of numbers",
+                f"{type(error).__name__}: {error}",
+            ) from error
         return rows_of(*found, where=file.shown)
 
     @staticmethod
     def _array(archive: Any, name: str, where: str) -> Array:
         if name not in archive.files:
             near = ", ".join(close_names(name, archive.files)) or ", ".join(archive.files)
-            raise DataError(where, f"the archive must hold {name!r}",
-                            f"arrays such as {near}", "Name them: npz(path, X=..., label=...).")
+            raise DataError(
+                where,
+                f"the archive must hold {name!r}",
+                f"arrays such as {near}",
+                "Name them: npz(path, X=..., label=...).",
+            )
         return archive[name]  # type: ignore[no-any-return]
 
 
@@ -163,14 +174,19 @@ def read_idx(file: DataFile) -> Array:
     """
     content = file.content()
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_TYPES:
-        raise DataError(file.shown, "an IDX file begins with 00 00, a type and a rank",
-                        content[:4].hex(" "))
+        raise DataError(
+            file.shown, "an IDX file begins with 00 00, a type and a rank", content[:4].hex(" ")
+        )
     start = 4 + 4 * content[3]
     shape = tuple(int(n) for n in np.frombuffer(content[4:start], ">u4"))
     dtype = np.dtype(IDX_TYPES[content[2]])
     expected = start + math.prod(shape) * dtype.itemsize
     if len(content) != expected or not shape:
-        raise DataError(file.shown, f"an IDX file of shape {shape} has {expected} bytes",
-                        str(len(content)), "The file may be cut short.")
+        raise DataError(
+            file.shown,
+            f"an IDX file of shape {shape} has {expected} bytes",
+            str(len(content)),
+            "The file may be cut short.",
+        )
     values = np.frombuffer(content, dtype, offset=start).reshape(shape)
     return values.astype(dtype.newbyteorder("="))

@@ -22,8 +22,12 @@ def number_dtype(dtype: npt.DTypeLike, where: str) -> np.dtype[Any]:
     """
     made = np.dtype(dtype)
     if made.kind not in "biuf":
-        raise DataError(where, "dtype must be of real numbers", str(made),
-                        "Turn text into numbers first and pass fl.data.arrays or parts.")
+        raise DataError(
+            where,
+            "dtype must be of real numbers",
+            str(made),
+            "Turn text into numbers first and pass fl.data.arrays or parts.",
+        )
     return made
 
 
@@ -60,7 +64,9 @@ def to_dtype(values: Array, dtype: np.dtype[Any], place: Callable[[int], str]) -
     if not good.all():
         row = int(np.argmin(good))
         raise DataError(
-            place(row), f"a value must fit {dtype}", str(values[row]),
+            place(row),
+            f"a value must fit {dtype}",
+            str(values[row]),
             "Ask for a floating-point dtype (dtype= for features, label_dtype= for labels).",
         )
     return made

@@ -89,8 +89,14 @@ class CsvFormat:
         used = sorted({*self.wanted, *(() if self.label is None else (self.label,))})
         try:
             return pandas.read_csv(
-                BytesIO(body), header=None, names=range(len(self.names)), usecols=used,
-                sep=self.delimiter, encoding=self.encoding, index_col=False, low_memory=False,
+                BytesIO(body),
+                header=None,
+                names=range(len(self.names)),
+                usecols=used,
+                sep=self.delimiter,
+                encoding=self.encoding,
+                index_col=False,
+                low_memory=False,
             )
         except pandas.errors.ParserError:
             return None
@@ -112,7 +118,9 @@ class CsvFormat:
             if bad.any():
                 row = int(np.argmax(bad))
                 raise DataError(
-                    place(row), f"column {name!r} must hold numbers", repr(series[row])[:40],
+                    place(row),
+                    f"column {name!r} must hold numbers",
+                    repr(series[row])[:40],
                     "Name the columns that do: columns=[...].",
                 )
             series = made
@@ -133,8 +141,10 @@ class CsvFormat:
         names = fields_of(line, self.encoding, self.delimiter)
         if tuple(names) != self.names:
             raise DataError(
-                f"{place.file.shown}:1", f"the header must be that of the first file, {self.names}",
-                str(tuple(names)), "Files of one source need the same columns in the same order.",
+                f"{place.file.shown}:1",
+                f"the header must be that of the first file, {self.names}",
+                str(tuple(names)),
+                "Files of one source need the same columns in the same order.",
             )
 
     def _check_fields(self, block: bytes, lines: Lines, place: Place, skip: int) -> None:
@@ -236,9 +246,11 @@ def csv(
     sample, names = _header(files[0], encoding, delimiter, has_header)
     where = files[0].shown
     at = None if label is None else _position(label, names, where)
-    wanted = [_position(c, names, where) for c in columns] if columns is not None else [
-        i for i in range(len(names)) if i != at
-    ]
+    wanted = (
+        [_position(c, names, where) for c in columns]
+        if columns is not None
+        else [i for i in range(len(names)) if i != at]
+    )
     features = number_dtype(dtype, where)
     chosen = features if label_dtype is None else number_dtype(label_dtype, where)
     if label_dtype is None and at is not None and _all_integers(row[at] for row in sample):
@@ -264,8 +276,12 @@ def _check_options(encoding: str, delimiter: str) -> None:
     except LookupError:
         raise DataError("csv", "encoding must be one that Python knows", repr(encoding)) from None
     if newline != b"\n":
-        raise DataError("csv", "encoding must write a newline as the byte 0x0A", repr(encoding),
-                        "Convert the files to UTF-8: others cannot be cut at line ends.")
+        raise DataError(
+            "csv",
+            "encoding must write a newline as the byte 0x0A",
+            repr(encoding),
+            "Convert the files to UTF-8: others cannot be cut at line ends.",
+        )
 
 
 def _header(
@@ -274,9 +290,7 @@ def _header(
     with file.open() as opened:
         head = bytes(opened.read(SAMPLE_BYTES) + opened.readline())
     check_encoding(head, encoding, Place(file, 0))
-    lines = [
-        fields_of(line, encoding, delimiter) for line in head.split(b"\n") if line.strip()
-    ]
+    lines = [fields_of(line, encoding, delimiter) for line in head.split(b"\n") if line.strip()]
     if not lines:
         raise DataError(file.shown, "the file must have rows", "only blank lines")
     names = lines.pop(0) if has_header else [str(i) for i in range(len(lines[0]))]
@@ -292,8 +306,10 @@ def _open_quote(block: bytes, lines: Lines, place: Place) -> DataError:
         if block.count(b'"', int(start), int(stop)) % 2
     )
     return DataError(
-        place.line(next(odd, 0)), "each row must be one line with its quotes closed",
-        "an open quote or a stray carriage return", NO_QUOTED_NEWLINES,
+        place.line(next(odd, 0)),
+        "each row must be one line with its quotes closed",
+        "an open quote or a stray carriage return",
+        NO_QUOTED_NEWLINES,
     )
 
 
@@ -303,8 +319,12 @@ def _position(column: str | int, names: Sequence[str], where: str) -> int:
     if column in names:
         return names.index(str(column))
     near = ", ".join(close_names(str(column), names)) or ", ".join(names[:8])
-    raise DataError(where, "a column that the file has is needed", repr(column),
-                    f"It has {len(names)}, such as: {near}.")
+    raise DataError(
+        where,
+        "a column that the file has is needed",
+        repr(column),
+        f"It has {len(names)}, such as: {near}.",
+    )
 
 
 def _all_integers(texts: Any) -> bool:

@@ -73,7 +73,8 @@ def check_encoding(block: bytes, encoding: str, place: Place) -> None:
         line = block.count(b"\n", 0, error.start)
         column = error.start - block.rfind(b"\n", 0, error.start)
         raise DataError(
-            f"{place.line(line)} byte {column}", f"text must be valid {encoding}",
+            f"{place.line(line)} byte {column}",
+            f"text must be valid {encoding}",
             f"0x{block[error.start]:02X}",
             "Pass encoding='latin-1', or the encoding that the file was written in.",
         ) from error

@@ -183,8 +183,10 @@ def dask_dataframe(
     wanted = [c for c in there if c != label] if columns is None else list(columns)
     for column in [*wanted, *([] if label is None else [label])]:
         _check_column(ddf, column, there)
-    chosen = np.dtype(np.int64) if label is None else label_dtype_of(
-        _numpy_dtype(ddf.dtypes[label]), f"dataframe, column {label!r}"
+    chosen = (
+        np.dtype(np.int64)
+        if label is None
+        else label_dtype_of(_numpy_dtype(ddf.dtypes[label]), f"dataframe, column {label!r}")
     )
     name = f"dask_dataframe({ddf.npartitions} partitions)"
     made = AssembleFrame(name, tuple(wanted), label, number_dtype(dtype, name), chosen)
@@ -215,12 +217,19 @@ def _computed(blocks: list[Any], held: tuple[Any, ...]) -> list[Any]:
 def _as_array(column: Any, name: str) -> Any:
     array = column.to_dask_array() if is_dask_frame(column) else column
     if not is_dask_array(array):
-        raise DataError(f"dask_array: {name}", "a Dask array is needed",
-                        f"a {type(column).__name__}", "Or pass fl.data.arrays(X, y).")
+        raise DataError(
+            f"dask_array: {name}",
+            "a Dask array is needed",
+            f"a {type(column).__name__}",
+            "Or pass fl.data.arrays(X, y).",
+        )
     if array.ndim == 0 or any(blocks > 1 for blocks in array.numblocks[1:]):
-        raise DataError(f"dask_array: {name}", "blocks must hold whole rows",
-                        f"chunks along {array.ndim} axes, {array.numblocks} blocks",
-                        RECHUNK.replace("X", name))
+        raise DataError(
+            f"dask_array: {name}",
+            "blocks must hold whole rows",
+            f"chunks along {array.ndim} axes, {array.numblocks} blocks",
+            RECHUNK.replace("X", name),
+        )
     return array
 
 
@@ -229,7 +238,8 @@ def _check_aligned(x: Any, y: Any) -> None:
     differ = any(not math.isnan(a + b) and a != b for a, b in pairs)
     if x.numblocks[0] != y.numblocks[0] or differ:
         raise DataError(
-            "dask_array", "X and y must be chunked alike along the rows",
+            "dask_array",
+            "X and y must be chunked alike along the rows",
             f"{x.numblocks[0]} and {y.numblocks[0]} blocks"
             + (" of other lengths" if x.numblocks[0] == y.numblocks[0] else ""),
             "Rechunk one of them: y.rechunk({0: X.chunks[0]}).",
@@ -240,11 +250,19 @@ def _check_column(ddf: Any, column: Hashable, there: list[Hashable]) -> None:
     if column not in there:
         names = [str(name) for name in there]
         near = ", ".join(close_names(str(column), names)) or ", ".join(names[:8])
-        raise DataError("dask_dataframe", "a column that it has is needed", repr(column),
-                        f"It has {len(there)}, such as: {near}.")
+        raise DataError(
+            "dask_dataframe",
+            "a column that it has is needed",
+            repr(column),
+            f"It has {len(there)}, such as: {near}.",
+        )
     if _numpy_dtype(ddf.dtypes[column]).kind not in "biuf":
-        raise DataError(f"dask_dataframe, column {column!r}", "a column must hold numbers",
-                        str(ddf.dtypes[column]), "Drop it, or turn it into numbers first.")
+        raise DataError(
+            f"dask_dataframe, column {column!r}",
+            "a column must hold numbers",
+            str(ddf.dtypes[column]),
+            "Drop it, or turn it into numbers first.",
+        )
 
 
 def _numpy_dtype(dtype: Any) -> np.dtype[Any]:

@@ -83,7 +83,9 @@ class DataFile:
                 return _read_lines(file, start, stop)
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise DataError(
-                self.shown, "the file must be readable", f"{type(error).__name__}: {error}",
+                self.shown,
+                "the file must be readable",
+                f"{type(error).__name__}: {error}",
                 "Check its permissions and that it is whole.",
             ) from error
 
@@ -189,8 +191,12 @@ def _missing(system: Any, root: str, shown: str) -> DataError:
     if system.isdir(root):
         return DataError(shown, "a file is needed", "a folder", "Name a file in it, or a glob.")
     if not system.isdir(folder):
-        return DataError(shown, f"no such file: there is no folder {where}", "",
-                         "Paths are relative to where the driver was started.")
+        return DataError(
+            shown,
+            f"no such file: there is no folder {where}",
+            "",
+            "Paths are relative to where the driver was started.",
+        )
     there = [posixpath.basename(str(p).rstrip("/")) for p in system.ls(folder, detail=False)]
     near = close_names(name, sorted(there))
     close = f"Close names there: {', '.join(near)}." if near else f"{len(there)} other files there."

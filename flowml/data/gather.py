@@ -90,4 +90,3 @@ class BatchRoom:
         if self._like.weight is None:
             return Rows(tuple(arrays), None, self._like.single)
         return Rows(tuple(arrays[:-1]), arrays[-1], self._like.single)
-

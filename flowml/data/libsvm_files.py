@@ -72,7 +72,9 @@ class LibsvmFormat:
 
         try:
             matrix, labels = load_svmlight_file(
-                BytesIO(block), n_features=self.n_features, dtype=self.dtype,
+                BytesIO(block),
+                n_features=self.n_features,
+                dtype=self.dtype,
                 zero_based=self.zero_based,
             )
         except (ValueError, OverflowError) as error:
@@ -85,8 +87,9 @@ class LibsvmFormat:
         for number, line in enumerate(BytesIO(block)):
             label, *items = line.partition(b"#")[0].split() or [b"0"]
             if not _is_number(label):
-                return DataError(place.line(number), "a line must begin with a number, the label",
-                                 _shown(label))
+                return DataError(
+                    place.line(number), "a line must begin with a number, the label", _shown(label)
+                )
             found = self._item_fault(items, place.line, number, block)
             if found is not None:
                 return found
@@ -104,11 +107,13 @@ class LibsvmFormat:
                 return DataError(line(number), "expected 'index:value'", _shown(item))
             at = int(index)
             if at == 0 and not self.zero_based:
-                return DataError(line(number), "feature indices start at 1", "0",
-                                 "Pass zero_based=True.")
+                return DataError(
+                    line(number), "feature indices start at 1", "0", "Pass zero_based=True."
+                )
             if at <= before:
-                return DataError(line(number), "feature indices must ascend",
-                                 f"{at} after {before}")
+                return DataError(
+                    line(number), "feature indices must ascend", f"{at} after {before}"
+                )
             if self.n_features and at + self.zero_based > self.n_features:
                 return self._too_wide(line(number), at, block)
             before = at
@@ -122,7 +127,9 @@ class LibsvmFormat:
             if item.partition(b":")[0].isdigit()
         )
         return DataError(
-            where, f"feature indices must fit n_features={self.n_features}", f"feature {index}",
+            where,
+            f"feature indices must fit n_features={self.n_features}",
+            f"feature {index}",
             f"Train and test may have different widths: pass n_features={widest}.",
         )
 

@@ -118,8 +118,9 @@ def parts(items: Sequence[Any]) -> PartsSource:
         name = f"parts[{number}]"
         columns = item if isinstance(item, tuple) else (item,)
         if not 1 <= len(columns) <= 3:
-            raise DataError(name, "a part is X, (X, y) or (X, y, weight)",
-                            f"a tuple of {len(columns)}")
+            raise DataError(
+                name, "a part is X, (X, y) or (X, y, weight)", f"a tuple of {len(columns)}"
+            )
         rows = rows_of(*columns, where=name)
         if made:
             check_schema(made[0].held, rows, name)
@@ -131,7 +132,5 @@ def parts(items: Sequence[Any]) -> PartsSource:
 
 def rows_token(rows: Rows) -> str:
     """Return a hash of the contents of rows."""
-    contents = [
-        (a.data, a.indices, a.indptr, a.shape) if issparse(a) else a for a in rows.arrays
-    ]
+    contents = [(a.data, a.indices, a.indptr, a.shape) if issparse(a) else a for a in rows.arrays]
     return f"rows-{tokenize(contents, rows.schema)}"

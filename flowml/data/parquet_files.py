@@ -147,7 +147,9 @@ def parquet(
     stored = [_stored_dtype(schema, name, where) for name in named]
     chosen = np.dtype(np.int64) if label is None else label_dtype_of(stored[-1], where)
     asked = ParquetColumns(
-        tuple(wanted), label, number_dtype(dtype, where),
+        tuple(wanted),
+        label,
+        number_dtype(dtype, where),
         chosen if label_dtype is None else number_dtype(label_dtype, where),
     )
     return ParquetSource(files, asked, block_bytes, f"parquet({where})")
@@ -165,8 +167,9 @@ def open_parquet(file: DataFile) -> Any:
     try:
         return reader.ParquetFile(file.open(), pre_buffer=True)
     except (OSError, arrow.ArrowInvalid) as error:
-        raise DataError(file.shown, "the file must be Parquet",
-                        f"{type(error).__name__}: {error}") from error
+        raise DataError(
+            file.shown, "the file must be Parquet", f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def import_parquet() -> tuple[ModuleType, ModuleType]:
@@ -209,13 +212,21 @@ def _stored_dtype(schema: Any, name: str, where: str) -> np.dtype[Any]:
 
 
 def _no_numbers(where: str, kind: str) -> DataError:
-    return DataError(where, "a column must hold numbers", kind,
-                     "Name the columns that do (columns=[...]), or convert it first.")
+    return DataError(
+        where,
+        "a column must hold numbers",
+        kind,
+        "Name the columns that do (columns=[...]), or convert it first.",
+    )
 
 
 def _check_columns(names: Sequence[str], there: Sequence[str], where: str) -> None:
     for name in names:
         if name not in there:
             near = ", ".join(close_names(name, there)) or ", ".join(there[:8])
-            raise DataError(where, "a column that the file has is needed", repr(name),
-                            f"It has {len(there)}, such as: {near}.")
+            raise DataError(
+                where,
+                "a column that the file has is needed",
+                repr(name),
+                f"It has {len(there)}, such as: {near}.",
+            )

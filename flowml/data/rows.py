@@ -56,8 +56,10 @@ class Rows:
         lengths = [column.shape[0] for column in self.arrays]
         if len(set(lengths)) > 1:
             raise DataError(
-                "rows", "all columns (X, y, weight) must have the same number of rows",
-                " and ".join(map(str, lengths)), "Check how they were cut.",
+                "rows",
+                "all columns (X, y, weight) must have the same number of rows",
+                " and ".join(map(str, lengths)),
+                "Check how they were cut.",
             )
 
     def __len__(self) -> int:
@@ -175,8 +177,10 @@ def check_schema(first: Rows, other: Rows, name: str) -> None:
     """
     if first.schema != other.schema:
         raise DataError(
-            name, f"rows must look like the ones before them: {_describe(first)}",
-            _describe(other), "Give every partition the same columns, dtypes and widths.",
+            name,
+            f"rows must look like the ones before them: {_describe(first)}",
+            _describe(other),
+            "Give every partition the same columns, dtypes and widths.",
         )
 
 
@@ -204,8 +208,10 @@ def rows_of(x: Any, y: Any = None, weight: Any = None, *, where: str = "arrays")
     lengths = {c.shape[0] for c in columns}
     if len(lengths) > 1:
         raise DataError(
-            where, "X and y must have the same number of rows",
-            " and ".join(str(c.shape[0]) for c in columns), "Check how they were cut.",
+            where,
+            "X and y must have the same number of rows",
+            " and ".join(str(c.shape[0]) for c in columns),
+            "Check how they were cut.",
         )
     weights = None if weight is None else _as_weight(weight, lengths.pop(), where)
     return Rows(columns, weights, single=y is None)
@@ -216,15 +222,24 @@ def as_column(values: Any, where: str) -> Column:
     if issparse(values):
         return csr_array(values)
     if isinstance(values, np.ma.MaskedArray):
-        raise DataError(where, "values must be plain numbers", "a masked array",
-                        "Fill it first: values.filled(...).")
+        raise DataError(
+            where,
+            "values must be plain numbers",
+            "a masked array",
+            "Fill it first: values.filled(...).",
+        )
     array = np.asarray(values)
     if array.ndim == 0:
-        raise DataError(where, "an array with one row an example is needed",
-                        f"a {type(values).__name__}")
+        raise DataError(
+            where, "an array with one row an example is needed", f"a {type(values).__name__}"
+        )
     if array.dtype.kind not in KINDS:
-        raise DataError(where, "values must be numbers", f"dtype {array.dtype}",
-                        "Convert first, for example values.astype('float32').")
+        raise DataError(
+            where,
+            "values must be numbers",
+            f"dtype {array.dtype}",
+            "Convert first, for example values.astype('float32').",
+        )
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 

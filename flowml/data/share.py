@@ -133,10 +133,13 @@ class BatchOrder:
             raise DataError(self._owner(), "batch_size must be >= 1", str(size))
         if self.drop_last and size is not None and 0 < rows < size:
             raise DataError(
-                self._owner(), f"with drop_last=True a share must have at least "
-                f"batch_size={size} rows", str(rows),
+                self._owner(),
+                f"with drop_last=True a share must have at least batch_size={size} rows",
+                str(rows),
                 "Use fewer replicas, a smaller batch_size or drop_last=False.",
-                replica=self.share.rank, rows=rows, batch_size=size,
+                replica=self.share.rank,
+                rows=rows,
+                batch_size=size,
             )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -161,15 +161,19 @@ class Shelf:
             raise
         except Exception as error:
             raise DataError(
-                self.name(position), "the partition must be readable",
-                f"{type(error).__name__}: {error}", "The cause is above.",
+                self.name(position),
+                "the partition must be readable",
+                f"{type(error).__name__}: {error}",
+                "The cause is above.",
             ) from error
         return self._checked(position, rows)
 
     def _checked(self, position: int, rows: Rows) -> Rows:
         if len(rows) != self._counts[position]:
             raise DataError(
-                self.name(position), f"the partition must have the {self._counts[position]} rows "
-                "that were counted", str(len(rows)), "Did its file change during the run?",
+                self.name(position),
+                f"the partition must have the {self._counts[position]} rows that were counted",
+                str(len(rows)),
+                "Did its file change during the run?",
             )
         return rows.compact()

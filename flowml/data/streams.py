@@ -39,8 +39,10 @@ class ChunkPartition:
         chunks = list(self._chunks())
         if not chunks:
             raise DataError(
-                self.name, f"the iterator must give at least {self.step} chunks",
-                "fewer", "Pass a smaller parts=, and a function that returns a fresh iterator.",
+                self.name,
+                f"the iterator must give at least {self.step} chunks",
+                "fewer",
+                "Pass a smaller parts=, and a function that returns a fresh iterator.",
             )
         return Rows.concat(chunks)
 
@@ -79,9 +81,7 @@ class IterableSource(Unshipped):
     def partitions(self) -> tuple[ChunkPartition, ...]:
         """Return the partitions, each every n-th chunk."""
         count = self.parts or 1
-        return tuple(
-            ChunkPartition(self.make, i, count, f"{self.name}[{i}]") for i in range(count)
-        )
+        return tuple(ChunkPartition(self.make, i, count, f"{self.name}[{i}]") for i in range(count))
 
     def token(self) -> str:
         """Return a hash of the function and its closure, not of what it reads."""
@@ -113,8 +113,12 @@ def iterable(make: Make, parts: int | None = None) -> IterableSource:
     """
     refuse_iterator(make)
     if not callable(make):
-        raise GraphError(f"{calling_site()} iterable", "a function that returns an iterator is "
-                         "needed", f"a {type(make).__name__}", "Pass lambda: iter(chunks).")
+        raise GraphError(
+            f"{calling_site()} iterable",
+            "a function that returns an iterator is needed",
+            f"a {type(make).__name__}",
+            "Pass lambda: iter(chunks).",
+        )
     if parts is not None and (isinstance(parts, bool) or not isinstance(parts, int) or parts < 1):
         raise GraphError(f"{calling_site()} iterable", "parts must be an int >= 1", repr(parts))
     name = getattr(make, "__name__", type(make).__name__)
@@ -132,7 +136,8 @@ def refuse_iterator(source: object) -> None:
     if isinstance(source, Iterator):
         kind = type(source).__name__
         raise GraphError(
-            f"{calling_site()} source", "a source must be readable again after a failure",
+            f"{calling_site()} source",
+            "a source must be readable again after a failure",
             f"a {kind}, which cannot be re-read",
             "Pass fl.data.iterable(make), where make is a function that returns one.",
         )

@@ -47,7 +47,7 @@ def add_request(server: Any, name: str, function: Any) -> None:
 
 
 def add_stream(server: Any, name: str, function: Any) -> None:
-    """Take one-way messages by name; what the function raises is logged: it would end the stream."""
+    """Take one-way messages by name; what it raises is logged, since it would end the stream."""
 
     def take(**message: Any) -> None:
         try:

@@ -49,11 +49,16 @@ class Attached:
     def workers(self) -> tuple[Worker, ...]:
         """Return the running workers, those of one host side by side."""
         found = self.client.scheduler_info(n_workers=-1)["workers"]
-        return tuple(sorted(
-            (Worker(address, w["host"], w["nthreads"], int(w["memory_limit"] or 0))
-             for address, w in found.items() if w.get("status", "running") == "running"),
-            key=lambda w: (w.host, str(found[w.address].get("name")).zfill(8), w.address),
-        ))
+        return tuple(
+            sorted(
+                (
+                    Worker(address, w["host"], w["nthreads"], int(w["memory_limit"] or 0))
+                    for address, w in found.items()
+                    if w.get("status", "running") == "running"
+                ),
+                key=lambda w: (w.host, str(found[w.address].get("name")).zfill(8), w.address),
+            )
+        )
 
 
 class QuietInterrupt(WorkerPlugin):
@@ -95,9 +100,10 @@ def attached(cluster: Any, replicas: int | None) -> Iterator[Attached]:
                 client.close()
         return
     refuse_inherited_start()
-    with embedded_cluster(replicas or os.cpu_count() or 1) as local, Client(
-        local, set_as_default=False
-    ) as client:
+    with (
+        embedded_cluster(replicas or os.cpu_count() or 1) as local,
+        Client(local, set_as_default=False) as client,
+    ):
         client.register_plugin(QuietInterrupt())
         _prepare(client)
         yield Attached(client, True)
@@ -133,8 +139,14 @@ def _connect(address: str) -> Client:
     options: dict[str, Any] = {"address": address}
     if "://" not in address and Path(address).suffix == ".json":
         if not Path(address).exists():
-            raise WorkerLostError("cluster", "the scheduler file must exist", repr(address),
-                                  "Is the cluster running?", kind="scheduler", worker=address)
+            raise WorkerLostError(
+                "cluster",
+                "the scheduler file must exist",
+                repr(address),
+                "Is the cluster running?",
+                kind="scheduler",
+                worker=address,
+            )
         options = {"scheduler_file": address}
     began = monotonic()
     try:
@@ -142,9 +154,11 @@ def _connect(address: str) -> Client:
     except (OSError, TimeoutError, ValueError) as error:
         cause = error.__cause__ or error
         raise WorkerLostError(
-            f"cluster {address}", "a scheduler must answer there",
+            f"cluster {address}",
+            "a scheduler must answer there",
             f"{type(cause).__name__} after {monotonic() - began:.0f} s",
-            "Is the address right, and `dask scheduler` running?", kind="scheduler",
+            "Is the address right, and `dask scheduler` running?",
+            kind="scheduler",
             worker=address,
         ) from error
 
@@ -154,9 +168,13 @@ def embedded_cluster(processes: int) -> Iterator[LocalCluster]:
     """Yield a cluster of single-threaded processes that listens on 127.0.0.1 only."""
     with dask.config.set({"distributed.logging": {"distributed": "error"}}):
         cluster = LocalCluster(
-            n_workers=processes, threads_per_worker=1, processes=True, host="127.0.0.1",
+            n_workers=processes,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
             dashboard_address=f"127.0.0.1:{_dashboard_port()}",
-            worker_dashboard_address="127.0.0.1:0", silence_logs=logging.ERROR,
+            worker_dashboard_address="127.0.0.1:0",
+            silence_logs=logging.ERROR,
         )
     with cluster:
         yield cluster
@@ -177,8 +195,12 @@ def _prepare(client: Client) -> None:
     began = monotonic()
     while not client.nthreads():
         if monotonic() - began > WORKERS_SECONDS:
-            raise PlanError("cluster", "needs at least one worker", "none after "
-                            f"{WORKERS_SECONDS:.0f} s", "Start one with `dask worker`.")
+            raise PlanError(
+                "cluster",
+                "needs at least one worker",
+                f"none after {WORKERS_SECONDS:.0f} s",
+                "Start one with `dask worker`.",
+            )
         with suppress(TimeoutError):
             client.wait_for_workers(1, timeout=2)
     _check_versions(client)
@@ -193,16 +215,30 @@ def _check_versions(client: Client) -> None:
         if address not in found:
             if address not in client.nthreads():
                 continue  # it left just now, and no run will use it
-            raise WorkerLostError(f"worker {address}", f"must answer within {CONNECT_SECONDS:g} s",
-                                  "nothing", "See whether it is stopped or cut off.",
-                                  kind="worker", worker=address, operator="")
+            raise WorkerLostError(
+                f"worker {address}",
+                f"must answer within {CONNECT_SECONDS:g} s",
+                "nothing",
+                "See whether it is stopped or cut off.",
+                kind="worker",
+                worker=address,
+                operator="",
+            )
         theirs = found[address]
         if isinstance(theirs, BaseException):
-            raise PlanError(f"worker {address}", "must have flowml installed",
-                            f"{type(theirs).__name__}: {theirs}", "Install it on all workers.")
+            raise PlanError(
+                f"worker {address}",
+                "must have flowml installed",
+                f"{type(theirs).__name__}: {theirs}",
+                "Install it on all workers.",
+            )
         if theirs != ours:
-            raise PlanError(f"worker {address}", f"must run flowml {ours} as the client does",
-                            theirs, "Upgrade the older one.")
+            raise PlanError(
+                f"worker {address}",
+                f"must run flowml {ours} as the client does",
+                theirs,
+                "Upgrade the older one.",
+            )
 
 
 def _flowml_version() -> str:

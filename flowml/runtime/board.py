@@ -83,9 +83,7 @@ class Board:
         words[at + 1] = monotonic_ns()
         words[at] = step << _OPERATOR_BITS | operator_index
 
-    def pen(
-        self, rank: int, gone: Sequence[BaseException] = ()
-    ) -> Callable[[int, int], None]:
+    def pen(self, rank: int, gone: Sequence[BaseException] = ()) -> Callable[[int, int], None]:
         """Return ``enter`` for one rank as a function of (operator_index, step): half the cost.
 
         Parameters

@@ -49,9 +49,7 @@ def out_regions(rank: Rank, operator: PlanOperator) -> list[Region | None]:
             if kept_by_source(rank.plan, port) or reads_table_buffers(rank.plan, port):
                 continue
             instance = rank.instance(operator.scope)
-            found[port.output] = rank.memory.region(
-                ("out", operator.name, port.output, instance)
-            )
+            found[port.output] = rank.memory.region(("out", operator.name, port.output, instance))
     return found
 
 
@@ -80,7 +78,9 @@ def put_checked(
             raise returned(
                 Spot(operator, rank.number, step, rank.worker),
                 "its value must have the same structure, shapes and dtypes in every replica and "
-                "step", wrong, "Return arrays of one shape.",
+                "step",
+                wrong,
+                "Return arrays of one shape.",
             )
     region.put(value.content, value.examples)
 
@@ -106,7 +106,10 @@ def _keep_and_deliver(
     delivers = pattern.delivers(reader, number)
     kept = rank.kept.setdefault((reader.name, number), Kept(port.keep))
     if operator.writes is not None:
-        table, writes = rank.tables[operator.writes], pattern.writes_before(operator, including=True)
+        table, writes = (
+            rank.tables[operator.writes],
+            pattern.writes_before(operator, including=True),
+        )
         get: Getter = partial(table.value, writes)
     else:
         registers, slot = rank.registers, rank.slots[port.source, port.output]
@@ -271,5 +274,3 @@ def _gradient_returned(pattern: Pattern, operator: PlanOperator) -> Act:
         put(step, [Value(c, examples) for c in (*gradients, *beside)])
 
     return act
-
-

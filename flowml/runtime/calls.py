@@ -41,8 +41,12 @@ class Spot:
 
     def fields(self) -> dict[str, Any]:
         """Return the structured facts of an error."""
-        return {"operator": self.operator.name, "replica": self.replica, "step": self.step,
-                "worker": self.worker}
+        return {
+            "operator": self.operator.name,
+            "replica": self.replica,
+            "step": self.step,
+            "worker": self.worker,
+        }
 
 
 class placed_errors:
@@ -104,15 +108,22 @@ def contained(operator: str) -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        raise exited(f"operator {operator!r}", error.code, {
-            "operator": operator, "replica": -1, "step": 0, "worker": ""}) from error
+        raise exited(
+            f"operator {operator!r}",
+            error.code,
+            {"operator": operator, "replica": -1, "step": 0, "worker": ""},
+        ) from error
 
 
 def exited(where: str, code: object, fields: dict[str, Any]) -> OperatorError:
     """Return the error for a call of ``sys.exit``."""
     return OperatorError(
-        where, "an operator must return", f"a call of sys.exit({code!r})",
-        "Raise an exception to stop the run.", kind="exited", **fields,
+        where,
+        "an operator must return",
+        f"a call of sys.exit({code!r})",
+        "Raise an exception to stop the run.",
+        kind="exited",
+        **fields,
     )
 
 
@@ -124,8 +135,12 @@ def explained(spot: Spot, error: BaseException) -> FlowmlError:
         return exited(spot.label, error.code, spot.fields())
     if isinstance(error, MemoryError):
         return OperatorError(
-            spot.label, "ran out of memory", str(error), "Use smaller batches, or workers "
-            "with more memory.", kind="memory", **spot.fields(),
+            spot.label,
+            "ran out of memory",
+            str(error),
+            "Use smaller batches, or workers with more memory.",
+            kind="memory",
+            **spot.fields(),
         )
     return raised(spot, error)
 
@@ -154,9 +169,12 @@ def raised(spot: Spot, error: BaseException) -> OperatorError:
     at = f" at {' <- '.join(reversed(frames[-4:]))}" if frames else ""
     in_place = isinstance(error, ValueError) and "read-only" in str(error)
     return OperatorError(
-        spot.label, f"raised {type(error).__name__}: {error}{at}",
-        fix=COPY_FIRST if in_place else "", kind="raised",
-        cause=f"{type(error).__name__}: {error}", **spot.fields(),
+        spot.label,
+        f"raised {type(error).__name__}: {error}{at}",
+        fix=COPY_FIRST if in_place else "",
+        kind="raised",
+        cause=f"{type(error).__name__}: {error}",
+        **spot.fields(),
     )
 
 
@@ -173,13 +191,20 @@ def check_outputs(spot: Callable[[], Spot], result: Any, outputs: int) -> tuple[
         return (read_only(result),)
     if not isinstance(result, tuple | list) or len(result) != outputs:
         got = f"{len(result)}" if isinstance(result, tuple | list) else type(result).__name__
-        raise returned(spot(), f"must return a tuple of {outputs} values (outputs={outputs})", got,
-                       "Return as many values as outputs= says.")
+        raise returned(
+            spot(),
+            f"must return a tuple of {outputs} values (outputs={outputs})",
+            got,
+            "Return as many values as outputs= says.",
+        )
     return tuple(map(read_only, result))
 
 
 def call_gradient(
-    spot: Callable[[], Spot], action: Any, params: Sequence[Pytree], inputs: Sequence[Any],
+    spot: Callable[[], Spot],
+    action: Any,
+    params: Sequence[Pytree],
+    inputs: Sequence[Any],
     layouts: Sequence[Layout],
 ) -> tuple[float, tuple[Pytree, ...], tuple[Any, ...]]:
     """Differentiate; return the loss, one gradient a table, and what the loss returns beside.
@@ -196,8 +221,12 @@ def call_gradient(
         wrong = mismatch(layout, gradient)
         if wrong is not None:
             table = spot().operator.inputs[number].source
-            raise returned(spot(), "the gradient must have the structure, shapes and dtypes of "
-                           f"{table!r}", wrong, "Cast or reshape it in the loss.")
+            raise returned(
+                spot(),
+                f"the gradient must have the structure, shapes and dtypes of {table!r}",
+                wrong,
+                "Cast or reshape it in the loss.",
+            )
     return loss, tuple(map(read_only, gradients)), tuple(map(read_only, beside))
 
 
@@ -214,18 +243,24 @@ def _unpack(
 ) -> tuple[float, tuple[Pytree, ...], tuple[Any, ...]]:
     if not isinstance(result, tuple | list) or len(result) != 2:
         got = "None" if result is None else f"a {type(result).__name__}"
-        raise returned(spot(), "value_and_grad must return (loss, gradients)", got,
-                       "Is a return missing?" if result is None else "")
+        raise returned(
+            spot(),
+            "value_and_grad must return (loss, gradients)",
+            got,
+            "Is a return missing?" if result is None else "",
+        )
     loss, gradients = result
     beside: tuple[Any, ...] = ()
     if action.aux:
         if not isinstance(loss, tuple | list) or len(loss) != 2:
-            raise returned(spot(), "with aux=True the loss must return (loss, something)",
-                           f"a {type(loss).__name__}")
+            raise returned(
+                spot(),
+                "with aux=True the loss must return (loss, something)",
+                f"a {type(loss).__name__}",
+            )
         loss, aux = loss
         beside = (aux,)
-    number = number_of(spot, loss, "the loss must be one number",
-                       "Return the mean over the batch.")
+    number = number_of(spot, loss, "the loss must be one number", "Return the mean over the batch.")
     grads = tuple(gradients) if action.packed else (gradients,)
     if len(grads) != action.tables:
         raise returned(spot(), f"must return {action.tables} gradients", str(len(grads)))
@@ -242,8 +277,9 @@ def number_of(spot: Callable[[], Spot], value: Any, required: str, fix: str = ""
         return float(value)
     except (TypeError, ValueError) as error:
         got = "None" if value is None else f"a {type(value).__name__}"
-        raise returned(spot(), required, got, "Is a return missing?" if value is None else fix
-                       ) from error
+        raise returned(
+            spot(), required, got, "Is a return missing?" if value is None else fix
+        ) from error
 
 
 def is_true(spot: Callable[[], Spot], function: Callable[..., Any], value: Any) -> bool:
@@ -261,8 +297,12 @@ def check_finite_loss(spot: Callable[[], Spot], loss: float) -> None:
 def diverged(spot: Spot, what: str, got: str = "") -> DivergedError:
     """Return the error for a value that is not finite."""
     return DivergedError(
-        spot.label, what, got, "Lower the learning rate, or clip the gradient (fl.clip_norm); "
-        'on_nonfinite="ignore" goes on. The table keeps its last finite value.', **spot.fields(),
+        spot.label,
+        what,
+        got,
+        "Lower the learning rate, or clip the gradient (fl.clip_norm); "
+        'on_nonfinite="ignore" goes on. The table keeps its last finite value.',
+        **spot.fields(),
     )
 
 

@@ -22,7 +22,7 @@ from flowml.runtime.domain import (
     remote_partials,
 )
 from flowml.runtime.inputs import Pattern
-from flowml.runtime.rank import Rank, slice_of
+from flowml.runtime.rank import slice_of
 from flowml.runtime.straight_sum import straight_sum
 from flowml.runtime.values import EMPTY, Value
 from flowml.types import Array
@@ -96,8 +96,9 @@ def _local_member(pattern: Pattern, operator: PlanOperator, member: int) -> Memb
         writes = pattern.writes_before(writer, including=True)
         versions = rank.memory.table(str(writer.writes), member)
         mine = rank.tables[str(writer.writes)]
-        return Member(member, None, lambda: versions[(mine.now + writes) % len(versions)],
-                      weight_of, counts)
+        return Member(
+            member, None, lambda: versions[(mine.now + writes) % len(versions)], weight_of, counts
+        )
     region = rank.memory.region(region_of_port(rank.plan, operator, 0, member))
     return Member(member, region.header, lambda: region.buffers, weight_of, counts)
 
@@ -129,8 +130,12 @@ def aggregate_body(pattern: Pattern, operator: PlanOperator) -> Act:
 
 
 def _combiner(
-    pattern: Pattern, operator: PlanOperator, instance: int, layout: Layout,
-    parts: tuple[slice, ...], out: tuple[Array, ...],
+    pattern: Pattern,
+    operator: PlanOperator,
+    instance: int,
+    layout: Layout,
+    parts: tuple[slice, ...],
+    out: tuple[Array, ...],
 ) -> Callable[[int], float | None]:
     """Return a function that combines this rank's slice and returns the examples it stands for."""
     rank, action = pattern.rank, operator.action

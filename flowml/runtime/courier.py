@@ -80,10 +80,19 @@ class RpcCourier:
         """
         roster, number = self._spec.roster, self._mailbox.exchange
         sending = [
-            self._submit(self._deliver(
-                domain, Parcel(roster.run, roster.incarnation, number, self._domain, stop,
-                               parcels.get(domain)),
-            ))
+            self._submit(
+                self._deliver(
+                    domain,
+                    Parcel(
+                        roster.run,
+                        roster.incarnation,
+                        number,
+                        self._domain,
+                        stop,
+                        parcels.get(domain),
+                    ),
+                )
+            )
             for domain in self._leaders
         ]
         try:
@@ -150,8 +159,12 @@ class RpcCourier:
         while attempt < TRIES:
             try:
                 reply = await worker_rpc(self._worker, address).flowml_exchange(
-                    run=parcel.run, incarnation=parcel.incarnation, exchange=parcel.exchange,
-                    sender=parcel.sender, stop=parcel.stop, content=content,
+                    run=parcel.run,
+                    incarnation=parcel.incarnation,
+                    exchange=parcel.exchange,
+                    sender=parcel.sender,
+                    stop=parcel.stop,
+                    content=content,
                 )
             except OSError as error:
                 failure = error
@@ -166,8 +179,13 @@ class RpcCourier:
                 break
             await asyncio.sleep(0.01)  # it has not joined yet
         raise PeerLost(
-            f"worker {address}", "must take part in the exchange between hosts",
-            str(failure), member=-1, kind="worker", worker=address, operator="",
+            f"worker {address}",
+            "must take part in the exchange between hosts",
+            str(failure),
+            member=-1,
+            kind="worker",
+            worker=address,
+            operator="",
         )
 
 

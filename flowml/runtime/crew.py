@@ -63,7 +63,9 @@ class Crew:
         for number, errand in enumerate(errands):
             context = copy_context()  # of the Dask task, so that operators find their worker
             threading.Thread(
-                target=context.run, args=(self._go, errand), name=f"{self._name} {number}",
+                target=context.run,
+                args=(self._go, errand),
+                name=f"{self._name} {number}",
                 daemon=True,
             ).start()
         with self._changed:

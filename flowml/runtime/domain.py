@@ -178,9 +178,7 @@ def _padded(nbytes: int) -> int:
 
 
 def _stride(layout: Layout) -> int:
-    return sum(
-        _padded(s * d.itemsize) for s, d in zip(layout.sizes, layout.dtypes, strict=True)
-    )
+    return sum(_padded(s * d.itemsize) for s, d in zip(layout.sizes, layout.dtypes, strict=True))
 
 
 def map_memory(plan: Plan, layouts: Layouts, domain: Domain, reserve: int = 0) -> MemoryMap:

@@ -55,17 +55,19 @@ def largest_difference(several: Plan, one: Plan, seed: int, tolerance: float | N
     """
     tables = [t for t in several.tables if t.scope == GLOBAL and t.writes]
     if not tables:
-        raise PlanError(f"graph {several.graph!r}", "check_equivalent compares global tables that "
-                        "are written", "none", "Tables of one replica need not be equal.")
+        raise PlanError(
+            f"graph {several.graph!r}",
+            "check_equivalent compares global tables that are written",
+            "none",
+            "Tables of one replica need not be equal.",
+        )
     batches = _batches(several, seed)
     joined = {name: [_joined(parts)] for name, parts in batches.items()}
     found = _stepped(several, batches, seed)
     wanted = _stepped(one, joined, seed)
     worst = 0.0
     for table in tables:
-        before, after, other = (
-            _vector(s, table) for s in (wanted[0], wanted[1], found[1])
-        )
+        before, after, other = (_vector(s, table) for s in (wanted[0], wanted[1], found[1]))
         difference = _relative(before, after, other)
         allowed = _tolerance(after) if tolerance is None else tolerance
         if not difference <= allowed:
@@ -103,9 +105,7 @@ def _stacked(parts: tuple[Any, ...]) -> Any:
 Tables = dict[str, Any]
 
 
-def _stepped(
-    plan: Plan, batches: Mapping[str, list[OneBatch]], seed: int
-) -> tuple[Tables, Tables]:
+def _stepped(plan: Plan, batches: Mapping[str, list[OneBatch]], seed: int) -> tuple[Tables, Tables]:
     """Return the global tables before and after a step in which every edge delivers."""
     plan = plan.every_step()
     tables = {
@@ -156,7 +156,9 @@ def _refusal(plan: Plan, table: PlanTable, difference: float, allowed: float) ->
         f"table {table.name!r} ({table.site})",
         f"one step of {plan.replicas} replicas must equal one of a single replica on the same "
         f"examples, to {allowed:g} of what the step changes",
-        f"a difference of {difference:.3g}", _suspicion(plan, table), table=table.name,
+        f"a difference of {difference:.3g}",
+        _suspicion(plan, table),
+        table=table.name,
         difference=difference,
     )
 
@@ -166,15 +168,19 @@ def _suspicion(plan: Plan, table: PlanTable) -> str:
     for name in table.writes:
         operator = plan.operator(name)
         if plan.combines(operator):
-            return (f"The pushes of {operator.label} are a sum: update with "
-                    'fl.aggregate("mean", values) instead.')
+            return (
+                f"The pushes of {operator.label} are a sum: update with "
+                'fl.aggregate("mean", values) instead.'
+            )
     for operator in plan.steps:
         action = operator.action
         if isinstance(action, Aggregate) and not (
             action.reduction.divide and action.reduction.weighted and action.weight == "examples"
         ):
-            return (f"{operator.label} is not a mean weighed by examples: use "
-                    'fl.aggregate("mean", values).')
+            return (
+                f"{operator.label} is not a mean weighed by examples: use "
+                'fl.aggregate("mean", values).'
+            )
     if any(isinstance(o.action, Here) for o in plan.steps):
         return "Random numbers of fl.here() differ from replica to replica."
     return "A map or a loss is not a mean over the examples of its batch."

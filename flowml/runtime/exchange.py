@@ -60,8 +60,12 @@ class Exchange:
 
 
 def _wrong_length(size: int) -> PlanError:
-    return PlanError("exchange between hosts", "a message must hold what the plan says",
-                     f"{size} bytes", "Install the same flowml on all workers.")
+    return PlanError(
+        "exchange between hosts",
+        "a message must hold what the plan says",
+        f"{size} bytes",
+        "Install the same flowml on all workers.",
+    )
 
 
 def exchange_after(pattern: Pattern, phase: int) -> Exchange | None:

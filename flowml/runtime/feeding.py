@@ -68,7 +68,9 @@ def dealt_shares(operator: PlanOperator, replicas: int, run_seed: int) -> list[R
 
 
 def make_feed(
-    operator: PlanOperator, counts: Sequence[Sequence[int]], ids: Sequence[Sequence[int]],
+    operator: PlanOperator,
+    counts: Sequence[Sequence[int]],
+    ids: Sequence[Sequence[int]],
     run_seed: int,
 ) -> Feed:
     """Return the feed of a load operator.
@@ -88,8 +90,13 @@ def make_feed(
     if not any(n for rank in counts for n in rank):
         raise DataError(operator.label, "a source needs at least one row", "0 rows")
     orders = tuple(
-        BatchOrder(Share(tuple(c), tuple(i), rank), action.batch_size, action.shuffle,
-                   action.drop_last, seeds(operator, run_seed))
+        BatchOrder(
+            Share(tuple(c), tuple(i), rank),
+            action.batch_size,
+            action.shuffle,
+            action.drop_last,
+            seeds(operator, run_seed),
+        )
         for rank, (c, i) in enumerate(zip(counts, ids, strict=True))
     )
     return Feed(operator.name, orders, max(1, *(order.batches() for order in orders)))
@@ -113,9 +120,7 @@ def dealt_sizes(rows: int, replicas: int) -> list[int]:
     return [each + (rank < more) for rank in range(replicas)]
 
 
-def expected_steps(
-    plan: Plan, run_seed: int, steps: int | None, epochs: int | None
-) -> int | None:
+def expected_steps(plan: Plan, run_seed: int, steps: int | None, epochs: int | None) -> int | None:
     """Return how many steps a run will have, if that can be told without reading partitions."""
     if epochs is None:
         return steps

@@ -149,8 +149,13 @@ class Gang:
         if len(self._workers) > 1 and listener is not None:
             members = {spec.member(w): spec.addresses[w] for w in self._workers}
             self._link = HostLink.join(
-                listener, spec.member(self.worker), members, spec.roster.run,
-                spec.roster.incarnation, nbytes, spec.order.deadline_seconds,
+                listener,
+                spec.member(self.worker),
+                members,
+                spec.roster.run,
+                spec.roster.incarnation,
+                nbytes,
+                spec.order.deadline_seconds,
             )
             self._link.on_silence = self._host_silence
             self._segment = self._link.segment
@@ -174,10 +179,16 @@ class Gang:
     def _rank(self, number: int, memory: DomainMemory, board: Board) -> Rank:
         spec = self.spec
         rank = Rank(
-            spec.plan, number, spec.domain_of(self.worker), memory, spec.layouts, spec.order,
-            self._streams(number), rank_tables(spec.plan, number, memory, spec.layouts,
-                                               spec.order.seed),
-            self.worker, board.pen(number, self._gone),
+            spec.plan,
+            number,
+            spec.domain_of(self.worker),
+            memory,
+            spec.layouts,
+            spec.order,
+            self._streams(number),
+            rank_tables(spec.plan, number, memory, spec.layouts, spec.order.seed),
+            self.worker,
+            board.pen(number, self._gone),
         )
         start_rules(rank)
         return rank
@@ -210,7 +221,8 @@ class Gang:
         if number != self._next or self.error is not None:
             raise self.error or StaleRunError(
                 f"window {number} of graph {self.spec.plan.graph!r}",
-                f"window {self._next} must be the next one on this worker", str(number),
+                f"window {self._next} must be the next one on this worker",
+                str(number),
                 "A worker cannot repeat steps whose state has moved on: start the run again.",
             )
         self._next = -1
@@ -240,9 +252,7 @@ class Gang:
             return self._barrier.wait(party, stop, step).stop
 
         try:
-            record = run_window(
-                rank, self._programs[party], start, end, barrier, self._stop.is_set
-            )
+            record = run_window(rank, self._programs[party], start, end, barrier, self._stop.is_set)
             rank.enter(WAITING, record.steps)
         except BaseException as error:
             self.abort(error)
@@ -381,6 +391,7 @@ def first_cause(errors: Sequence[BaseException]) -> BaseException:
     stalls, lost workers, and what is not ours; a rank that was told to leave (Aborted,
     StaleRunError) only if nothing else is known.
     """
+
     def order(error: BaseException) -> tuple[int, int, int]:
         fields = error.fields if isinstance(error, FlowmlError) else {}
         return _weight(error), int(fields.get("step", 0)), int(fields.get("replica", 0))

@@ -44,8 +44,9 @@ class Pattern:
         plan = self.rank.plan
         return (
             self.rank.firing.pattern(self.step),
-            frozenset((o.name, n) for o in plan.steps for n in range(len(o.inputs))
-                      if self.delivers(o, n)),
+            frozenset(
+                (o.name, n) for o in plan.steps for n in range(len(o.inputs)) if self.delivers(o, n)
+            ),
         )
 
 

@@ -81,25 +81,36 @@ class Oversight:
             raise self._no_scheduler(f"a connection that is {self.client.status}")
         try:
             reply = self.client.sync(
-                getattr(self.client.scheduler, request), callback_timeout=ASK_SECONDS, **message)
+                getattr(self.client.scheduler, request), callback_timeout=ASK_SECONDS, **message
+            )
         except (OSError, TimeoutError) as error:
             raise self._no_scheduler(type(error).__name__) from error
         if reply is None:
-            raise PlanError("scheduler", "must have flowml's plugin", "none", "It was restarted: "
-                            "run again with a new client.")
+            raise PlanError(
+                "scheduler",
+                "must have flowml's plugin",
+                "none",
+                "It was restarted: run again with a new client.",
+            )
         found: dict[str, Any] = reply
         return found
 
     def _no_scheduler(self, why: str) -> WorkerLostError:
-        return WorkerLostError("scheduler", "must answer", why, "Is the cluster still running?",
-                               kind="scheduler", worker="", operator="")
+        return WorkerLostError(
+            "scheduler",
+            "must answer",
+            why,
+            "Is the cluster still running?",
+            kind="scheduler",
+            worker="",
+            operator="",
+        )
 
     def question(self, function: Any, *inputs: Any, seconds: float = ANSWER_SECONDS) -> list[Any]:
         """Run a short function on the workers that are left; return what came in time."""
         there = self.client.nthreads()
         asked = [w for w in self.ranks if w in there and w != self.lost]
-        found = run_within(
-            self.client, function, self.run, *inputs, workers=asked, seconds=seconds)
+        found = run_within(self.client, function, self.run, *inputs, workers=asked, seconds=seconds)
         return [answer for answer in found.values() if not isinstance(answer, BaseException)]
 
     def stop(self) -> None:
@@ -198,9 +209,7 @@ class Oversight:
         """Return the first cause of the failure of some tasks."""
         self.abort("another replica failed")
         self._settle(futures)
-        errors = [
-            error_of(f, operator) for f in futures if f.status not in ("finished", "pending")
-        ]
+        errors = [error_of(f, operator) for f in futures if f.status not in ("finished", "pending")]
         cause = first_cause(errors)
         if isinstance(cause, WorkerLostError) and cause.worker:
             return self._lost(cause.worker, futures, operator)
@@ -209,21 +218,37 @@ class Oversight:
             if lost:
                 return self._lost(lost[0], futures, operator)
         if isinstance(cause, Aborted):
-            return WorkerLostError("run", "was ended on its workers", cause.got, "Start it again.",
-                                   kind="scheduler", worker="", operator=operator)
+            return WorkerLostError(
+                "run",
+                "was ended on its workers",
+                cause.got,
+                "Start it again.",
+                kind="scheduler",
+                worker="",
+                operator=operator,
+            )
         if isinstance(cause, FlowmlError):
             return cause
         if type(cause).__module__.startswith("distributed"):
             return WorkerLostError(
-                f"operator {operator!r}", "must run on its worker", type(cause).__name__,
-                kind="worker", worker="", operator=operator)
+                f"operator {operator!r}",
+                "must run on its worker",
+                type(cause).__name__,
+                kind="worker",
+                worker="",
+                operator=operator,
+            )
         return OperatorError(
-            f"operator {operator!r}", f"raised {type(cause).__name__}: {cause}",
-            operator=operator, replica=-1, step=0, worker="", kind="raised")
+            f"operator {operator!r}",
+            f"raised {type(cause).__name__}: {cause}",
+            operator=operator,
+            replica=-1,
+            step=0,
+            worker="",
+            kind="raised",
+        )
 
-    def _lost(
-        self, worker: str, futures: Sequence[Future[Any]], operator: str
-    ) -> FlowmlError:
+    def _lost(self, worker: str, futures: Sequence[Future[Any]], operator: str) -> FlowmlError:
         self.lost = worker
         self._settle(futures)
         return lost_error(worker, self._whereabouts(worker, operator), self.ranks.get(worker, ()))
@@ -266,7 +291,8 @@ def settled(futures: Sequence[Future[Any]], timeout: float = SLICE_SECONDS) -> b
         with suppress(TimeoutError, CancelledError):
             wait(pending, timeout=timeout, return_when="FIRST_COMPLETED")
     return all(f.status != "pending" for f in futures) or any(
-        f.status in ("error", "cancelled", "lost") for f in futures)
+        f.status in ("error", "cancelled", "lost") for f in futures
+    )
 
 
 def worker_of(future: Future[Any]) -> str:
@@ -279,7 +305,13 @@ def error_of(future: Future[Any], operator: str) -> BaseException:
     """Return the error of a task that did not finish."""
     if future.status != "error":
         return WorkerLostError(
-            f"operator {operator!r}", "its task must finish", str(future.status),
-            "Is the scheduler still running?", kind="scheduler", worker="", operator=operator)
+            f"operator {operator!r}",
+            "its task must finish",
+            str(future.status),
+            "Is the scheduler still running?",
+            kind="scheduler",
+            worker="",
+            operator=operator,
+        )
     error: BaseException | None = future.exception()
     return error if error is not None else RuntimeError("unknown")

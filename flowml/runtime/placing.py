@@ -117,16 +117,20 @@ def _place_dealt(
         while len(kept) > KEPT_SOURCES:
             kept.pop(next(iter(kept)))
     sizes = dealt_sizes(len(action.source.rows()), plan.replicas)
-    feed = make_feed(operator, [[n] for n in sizes], [[r] for r in range(plan.replicas)],
-                     order.seed)
+    feed = make_feed(
+        operator, [[n] for n in sizes], [[r] for r in range(plan.replicas)], order.seed
+    )
     return feed, [
-        _load(client, placement, operator, rank, [future])
-        for rank, future in enumerate(kept[key])
+        _load(client, placement, operator, rank, [future]) for rank, future in enumerate(kept[key])
     ]
 
 
 def _place_partitions(
-    plan: Plan, operator: PlanOperator, order: Order, client: Client, placement: Placement,
+    plan: Plan,
+    operator: PlanOperator,
+    order: Order,
+    client: Client,
+    placement: Placement,
     finish: Finish,
 ) -> tuple[Feed, list[Future[Any]]]:
     action = operator.action
@@ -136,9 +140,12 @@ def _place_partitions(
     owner = {p: placement.workers[rank] for rank, mine in enumerate(ids) for p in mine}
     counting = {
         number: client.submit(
-            count_partition, operator.name, ship(partition, partition),
+            count_partition,
+            operator.name,
+            ship(partition, partition),
             key=placement.key("load", operator.name, number, owner[number]),
-            workers=[owner[number]], pure=False,
+            workers=[owner[number]],
+            pure=False,
         )
         for number, partition in enumerate(partitions)
         if partition.rows is None
@@ -147,14 +154,17 @@ def _place_partitions(
     counts = [int(counted.get(n, p.rows or 0)) for n, p in enumerate(partitions)]
     feed = make_feed(operator, [[counts[i] for i in mine] for mine in ids], ids, order.seed)
     return feed, [
-        _load(client, placement, operator, rank, [
-            ship(partitions[i], partitions[i]) for i in mine])
+        _load(client, placement, operator, rank, [ship(partitions[i], partitions[i]) for i in mine])
         for rank, mine in enumerate(ids)
     ]
 
 
 def _place_collection(
-    plan: Plan, operator: PlanOperator, order: Order, client: Client, placement: Placement,
+    plan: Plan,
+    operator: PlanOperator,
+    order: Order,
+    client: Client,
+    placement: Placement,
     finish: Finish,
 ) -> tuple[Feed, list[Future[Any]]]:
     """Compute the blocks of a Dask collection on the workers that will train on them."""
@@ -167,10 +177,15 @@ def _place_collection(
     assembled = []
     for number, blocks in enumerate(partitions):
         computed = client.compute(list(blocks), workers=[owner[number]], allow_other_workers=True)
-        assembled.append(client.submit(
-            source.assemble, *computed, key=placement.key("load", operator.name, number),
-            workers=[owner[number]], pure=False,
-        ))
+        assembled.append(
+            client.submit(
+                source.assemble,
+                *computed,
+                key=placement.key("load", operator.name, number),
+                workers=[owner[number]],
+                pure=False,
+            )
+        )
     tasks = [
         _load(client, placement, operator, rank, [assembled[i] for i in mine])
         for rank, mine in enumerate(ids)
@@ -183,9 +198,14 @@ def _load(
     client: Client, placement: Placement, operator: PlanOperator, rank: int, parts: Sequence[Any]
 ) -> Future[Any]:
     return client.submit(
-        load_rank, placement.run, operator.name, rank, *parts,
+        load_rank,
+        placement.run,
+        operator.name,
+        rank,
+        *parts,
         key=placement.key("load", operator.name, -1 - rank, placement.workers[rank]),
-        workers=[placement.workers[rank]], pure=False,
+        workers=[placement.workers[rank]],
+        pure=False,
     )
 
 
@@ -201,4 +221,3 @@ def evaluation_data(operator: PlanOperator, client: Client, worker: str) -> list
             kept[key] = [client.scatter([source.rows()], workers=[worker], hash=False)[0]]
         return list(kept[key])
     return [ship(partition, partition) for partition in source.partitions()]
-

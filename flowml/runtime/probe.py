@@ -26,9 +26,9 @@ Batches = Mapping[str, tuple[Any, float]]
 """One batch of each load: (value, examples)."""
 
 
-def probe(plan: Plan, batches: Batches, seed: int, worker: str = "driver") -> dict[
-    tuple[str, int], Layout
-]:
+def probe(
+    plan: Plan, batches: Batches, seed: int, worker: str = "driver"
+) -> dict[tuple[str, int], Layout]:
     """Return the layouts of tables, as (table, -1), and of all outputs that are arrays.
 
     Raises
@@ -68,8 +68,10 @@ def _layout_of_output(
         if not _crosses(plan, operator, output):
             return None
         raise returned(
-            Spot(operator, 0, 0, worker), "what other replicas read must be a pytree of numeric "
-            "arrays", str(error), "Return arrays, or use the value in one replica only.",
+            Spot(operator, 0, 0, worker),
+            "what other replicas read must be a pytree of numeric arrays",
+            str(error),
+            "Return arrays, or use the value in one replica only.",
         ) from error
 
 

@@ -122,9 +122,7 @@ def make_program(pattern: Pattern) -> StepProgram:
     for number in sorted(acts):
         exchange = exchange_after(pattern, number)
         phases.append((tuple(acts[number]), number in meeting, exchange))
-    writes = [
-        (t.name, sum(pattern.fires(w) for w in t.writes)) for t in plan.tables if t.writes
-    ]
+    writes = [(t.name, sum(pattern.fires(w) for w in t.writes)) for t in plan.tables if t.writes]
     return StepProgram(_with_stops(rank, phases), tuple((n, w) for n, w in writes if w))
 
 
@@ -175,7 +173,11 @@ class WindowRecord:
 
 
 def run_window(
-    rank: Rank, programs: Programs, start: int, stop: int, barrier: Barrier,
+    rank: Rank,
+    programs: Programs,
+    start: int,
+    stop: int,
+    barrier: Barrier,
     stop_requested: Callable[[], bool],
 ) -> WindowRecord:
     """Run the steps from ``start`` up to ``stop``, or up to the one in which a stop was agreed."""
@@ -206,4 +208,3 @@ def run_window(
         range(start, step), rank.number, loss[:done], seconds[:done], waits[:done]
     )
     return WindowRecord(step, stopped, rank.ended, history)
-

@@ -95,8 +95,9 @@ def rank_tables(
     return found
 
 
-def fill_shared(plan: Plan, domain: Domain, memory: DomainMemory, layouts: Layouts,
-                run_seed: int) -> None:
+def fill_shared(
+    plan: Plan, domain: Domain, memory: DomainMemory, layouts: Layouts, run_seed: int
+) -> None:
     """Write the initial values of shared tables into a domain's memory."""
     for table in plan.tables:
         if table.scope == REPLICA:

@@ -28,9 +28,7 @@ class RankTable:
 
     def __post_init__(self) -> None:
         """Make the views once."""
-        self.values = [
-            Value(self.layout.views(v, writeable=False), None) for v in self.versions
-        ]
+        self.values = [Value(self.layout.views(v, writeable=False), None) for v in self.versions]
 
     def value(self, writes: int = 0) -> Value:
         """Return the table after ``writes`` of this step's writes."""

@@ -80,7 +80,12 @@ def join_gang(shipped: bytes, *after: object) -> str:
 
 
 def run_superstep_window(
-    run: str, incarnation: int, number: int, start: int, stop: int, snapshot: bool,
+    run: str,
+    incarnation: int,
+    number: int,
+    start: int,
+    stop: int,
+    snapshot: bool,
     before: object = None,
 ) -> Window:
     """Run one window of steps of this worker's ranks."""
@@ -101,7 +106,10 @@ def current_tables(run: str, incarnation: int) -> dict[tuple[str, int], Pytree]:
 
 
 def evaluate_table(
-    operator: bytes, tables: dict[tuple[str, int], Pytree], table: str, step: int,
+    operator: bytes,
+    tables: dict[tuple[str, int], Pytree],
+    table: str,
+    step: int,
     *blocks: Rows | bytes,
 ) -> dict[str, float]:
     """Return the metrics of a table over a whole source."""
@@ -131,4 +139,3 @@ def whereabouts(run: str, worker: str, dask_worker: Any) -> Whereabouts | None:
 def _gang(run: str, dask_worker: Any) -> Gang | None:
     found = dask_worker.plugins.get(NAME)
     return None if found is None else found.gangs.get(run)
-

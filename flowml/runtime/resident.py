@@ -77,9 +77,14 @@ class Resident:
         self.placement = Placement(name, addresses, name[:7] + "0")
         self.outcome = Outcome(self.plan)
         self.oversight = Oversight(
-            self.client, name, {w: tuple(r for r, a in enumerate(addresses) if a == w)
-                                for w in self.placement.distinct},
-            self.order.deadline_seconds, self.should_stop,
+            self.client,
+            name,
+            {
+                w: tuple(r for r, a in enumerate(addresses) if a == w)
+                for w in self.placement.distinct
+            },
+            self.order.deadline_seconds,
+            self.should_stop,
         )
         self.history = HistoryBuilder()
         self._seen: Committed = {}
@@ -100,7 +105,8 @@ class Resident:
             self._admit()
             addresses = self._open()
             feeds = place_data(
-                self.plan, self.order, self.client, self.placement, self.oversight.finish)
+                self.plan, self.order, self.client, self.placement, self.oversight.finish
+            )
             layouts = layouts or self._probe(feeds)
             self._check_memory(layouts)
             self._join(feeds, layouts, addresses)
@@ -118,8 +124,13 @@ class Resident:
     def _admit(self) -> None:
         """Wait for a slot on every worker; say who holds them."""
         name = self.placement.run
-        reply = self.oversight.ask("flowml_admit", run=name, client=self.client.id,
-                                   workers=list(self.placement.distinct), name=self.plan.graph)
+        reply = self.oversight.ask(
+            "flowml_admit",
+            run=name,
+            client=self.client.id,
+            workers=list(self.placement.distinct),
+            name=self.plan.graph,
+        )
         if reply["status"] == "refused":
             raise PlanError("cluster", reply["message"])
         if reply["status"] == "queued":
@@ -135,12 +146,26 @@ class Resident:
             logger.warning(text)
         self.order.tell(Warned(text))
 
-    def _submit(self, kind: str, name: str, worker: str, number: int, function: Any,
-                *inputs: Any, priority: int = 0) -> Future[Any]:
-        return self.oversight.opened(self.client.submit(
-            function, *inputs, key=self.placement.key(kind, name, number, worker),
-            workers=[worker], pure=False, priority=priority,
-        ))
+    def _submit(
+        self,
+        kind: str,
+        name: str,
+        worker: str,
+        number: int,
+        function: Any,
+        *inputs: Any,
+        priority: int = 0,
+    ) -> Future[Any]:
+        return self.oversight.opened(
+            self.client.submit(
+                function,
+                *inputs,
+                key=self.placement.key(kind, name, number, worker),
+                workers=[worker],
+                pure=False,
+                priority=priority,
+            )
+        )
 
     def _open(self) -> dict[str, tuple[str, str]]:
         name = self.placement.run
@@ -155,15 +180,25 @@ class Resident:
         batches = {}
         for number, (name, feed) in enumerate(feeds.items()):
             rank = next(r for r, o in enumerate(feed.orders) if o.batches())
-            task = self._submit("load", name, self.placement.workers[rank], 1 << 30 | number,
-                                remote.first_batch, self.placement.run, name, rank, feed)
+            task = self._submit(
+                "load",
+                name,
+                self.placement.workers[rank],
+                1 << 30 | number,
+                remote.first_batch,
+                self.placement.run,
+                name,
+                rank,
+                feed,
+            )
             batches[name] = self.oversight.finish([task], name)[0]
         return probe(self.plan, batches, self.order.seed)
 
     def _check_memory(self, layouts: Layouts) -> None:
         """Refuse a run whose shared memory would make Dask pause a worker."""
-        roster = Roster.seat(self.run, 0, (
-            Seat(r, w.address, w.host) for r, w in enumerate(self.workers)))
+        roster = Roster.seat(
+            self.run, 0, (Seat(r, w.address, w.host) for r, w in enumerate(self.workers))
+        )
         spec = RunSpec(self.plan, layouts, self.order, {}, roster, {})
         for worker in self.workers:
             domain = spec.domain_of(worker.address)
@@ -172,14 +207,16 @@ class Resident:
             allowed = int(worker.memory_limit * PAUSE_SHARE)
             if worker.memory_limit and needed > allowed:
                 raise PlanError(
-                    f"worker {worker.address}", f"needs {needed / 2**20:,.0f} MiB of shared "
+                    f"worker {worker.address}",
+                    f"needs {needed / 2**20:,.0f} MiB of shared "
                     "memory, which every process of a host counts as its own",
                     f"{allowed / 2**20:,.0f} MiB before Dask pauses it",
                     "Use fewer replicas a host, or workers with more memory.",
                 )
 
-    def _join(self, feeds: dict[str, Feed], layouts: Layouts,
-              addresses: dict[str, tuple[str, str]]) -> None:
+    def _join(
+        self, feeds: dict[str, Feed], layouts: Layouts, addresses: dict[str, tuple[str, str]]
+    ) -> None:
         """Let the workers meet; where a host cannot share memory, by RPC."""
         seats = tuple(
             Seat(rank, worker, addresses[worker][0])
@@ -189,10 +226,12 @@ class Resident:
         plan = without_sources(self.plan)
         order = replace(self.order, on_event=None)
         while True:
-            self.spec = RunSpec(plan, layouts, order, feeds, roster,
-                                {w: a for w, (_, a) in addresses.items()})
+            self.spec = RunSpec(
+                plan, layouts, order, feeds, roster, {w: a for w, (_, a) in addresses.items()}
+            )
             shipped = self.client.scatter(
-                ship_plan(self.spec, self.plan), hash=False, broadcast=True)
+                ship_plan(self.spec, self.plan), hash=False, broadcast=True
+            )
             tasks = [
                 self._submit("join", "gang", w, self.incarnation, remote.join_gang, shipped)
                 for w in self.placement.distinct
@@ -221,9 +260,14 @@ class Resident:
         while submitted < last or pending:
             while submitted < last and len(pending) < self.windows_ahead and not stopping:
                 stop = self._window_end(submitted, last, epoch)
-                pending.append((number, submitted, stop,
-                                self._submit_window(number, submitted, stop, epoch, last,
-                                                    pending)))
+                pending.append(
+                    (
+                        number,
+                        submitted,
+                        stop,
+                        self._submit_window(number, submitted, stop, epoch, last, pending),
+                    )
+                )
                 submitted, number = stop, number + 1
             if not pending:
                 break
@@ -253,16 +297,30 @@ class Resident:
 
     def _looked_at(self, step: int, last: int, epoch: int) -> bool:
         return step in self.order.snapshots or (
-            step < last and bool(evaluation_due(self.plan, step, epoch, last=False)))
+            step < last and bool(evaluation_due(self.plan, step, epoch, last=False))
+        )
 
-    def _submit_window(self, number: int, start: int, stop: int, epoch: int, last: int,
-                       pending: deque[Pending]) -> list[Future[Any]]:
+    def _submit_window(
+        self, number: int, start: int, stop: int, epoch: int, last: int, pending: deque[Pending]
+    ) -> list[Future[Any]]:
         before = pending[-1][3] if pending else [None] * len(self.placement.distinct)
         snapshot = self._looked_at(stop, last, epoch)
         names = ".".join(o.name for o in self.plan.steps)[:60]
         return [
-            self._submit("superstep", f"[{names}]", w, number, remote.run_superstep_window,
-                         self.placement.run, self.incarnation, number, start, stop, snapshot, b)
+            self._submit(
+                "superstep",
+                f"[{names}]",
+                w,
+                number,
+                remote.run_superstep_window,
+                self.placement.run,
+                self.incarnation,
+                number,
+                start,
+                stop,
+                snapshot,
+                b,
+            )
             for w, b in zip(self.placement.distinct, before, strict=True)
         ]
 
@@ -297,8 +355,9 @@ class Resident:
             self.steps_per_second = min(rate, cap)
         loss = records[0].history["loss"]
         if step > start:
-            self.order.tell(WindowDone(step - 1, seconds, step - start,
-                                       float(loss[-1]) if len(loss) else None))
+            self.order.tell(
+                WindowDone(step - 1, seconds, step - start, float(loss[-1]) if len(loss) else None)
+            )
         stopped = any(r.stopped for r in records)
         if stopped or step < stop:
             self.outcome.status = "until" if any(r.ended for r in records) else "stopped"
@@ -309,8 +368,17 @@ class Resident:
 
     def _snapshot(self, step: int) -> None:
         tasks = [
-            self._submit("snapshot", "tables", w, step, remote.take_snapshot, self.placement.run,
-                         self.incarnation, step, priority=10)
+            self._submit(
+                "snapshot",
+                "tables",
+                w,
+                step,
+                remote.take_snapshot,
+                self.placement.run,
+                self.incarnation,
+                step,
+                priority=10,
+            )
             for w in self.placement.distinct
         ]
         found: dict[tuple[str, int], Any] = {}
@@ -323,8 +391,15 @@ class Resident:
 
     def _collect(self) -> None:
         tasks = [
-            self._submit("snapshot", "tables", w, -1, remote.current_tables, self.placement.run,
-                         self.incarnation)
+            self._submit(
+                "snapshot",
+                "tables",
+                w,
+                -1,
+                remote.current_tables,
+                self.placement.run,
+                self.incarnation,
+            )
             for w in self.placement.distinct
         ]
         found: dict[tuple[str, int], Any] = {}
@@ -334,8 +409,9 @@ class Resident:
         if self.outcome.steps in self.order.snapshots:
             self.outcome.snapshots[self.outcome.steps] = self.outcome.tables
 
-    def _evaluate(self, step: int, *, ends: bool,
-                  tables: dict[tuple[str, int], Any] | None = None) -> None:
+    def _evaluate(
+        self, step: int, *, ends: bool, tables: dict[tuple[str, int], Any] | None = None
+    ) -> None:
         worker = self.placement.workers[0]
         for name in evaluation_due(self.plan, step, self.outcome.steps_per_epoch, ends):
             operator = self.plan.operator(name)
@@ -344,8 +420,19 @@ class Resident:
             alone = replace(self.plan, operators=(operator,))
             shipped = ship_plan(without_sources(alone).operators[0], alone)
             blocks = evaluation_data(operator, self.client, worker)
-            task = self._submit("evaluate", name, worker, step, remote.evaluate_table, shipped,
-                                {(table, 0): value}, table, step, *blocks, priority=10)
+            task = self._submit(
+                "evaluate",
+                name,
+                worker,
+                step,
+                remote.evaluate_table,
+                shipped,
+                {(table, 0): value},
+                table,
+                step,
+                *blocks,
+                priority=10,
+            )
             metrics = self.oversight.finish([task], name)[0]
             self.outcome.metrics.append({"step": step, "name": name, **metrics})
             self.order.tell(Evaluated(step=step, name=name, metrics=metrics))
@@ -383,8 +470,10 @@ class Resident:
         self.outcome.steps = 0
         with suppress(FlowmlError):  # an init that fails is the error that brought us here
             self.outcome.tables = {
-                t.name: [optree.tree_map(np.array, initial(self.plan, t, i, self.order.seed))
-                         for i in range(self.plan.instances(t.scope))]
+                t.name: [
+                    optree.tree_map(np.array, initial(self.plan, t, i, self.order.seed))
+                    for i in range(self.plan.instances(t.scope))
+                ]
                 for t in self.plan.tables
             }
 

@@ -64,7 +64,8 @@ def without_sources(plan: Plan) -> Plan:
     """Return the plan as it travels: a source may hold the whole data set."""
     operators = tuple(
         replace(o, action=replace(o.action, source=None))
-        if isinstance(o.action, Load | Evaluate) else o
+        if isinstance(o.action, Load | Evaluate)
+        else o
         for o in plan.operators
     )
     return replace(plan, operators=operators)

@@ -45,9 +45,7 @@ class FlowScheduler(SchedulerPlugin):
         """Stop to answer."""
         remove_names(self.scheduler, *(f"flowml_{request}" for request in REQUESTS))
 
-    async def admit(
-        self, run: str, client: str, workers: list[str], name: str
-    ) -> dict[str, Any]:
+    async def admit(self, run: str, client: str, workers: list[str], name: str) -> dict[str, Any]:
         """Ask for one slot of each worker."""
         self.members[run] = tuple(workers)
         self.lost.setdefault(run, [])
@@ -95,7 +93,9 @@ class FlowScheduler(SchedulerPlugin):
         """Count a new worker's slots."""
         self.admission.add_worker(worker, max(1, scheduler.workers[worker].nthreads))
 
-    def remove_worker(self, scheduler: Any, worker: str, *, stimulus_id: str = "", **_: Any) -> None:
+    def remove_worker(
+        self, scheduler: Any, worker: str, *, stimulus_id: str = "", **_: Any
+    ) -> None:
         """Tell the runs of a worker that it is lost."""
         for run in self.admission.remove_worker(worker):
             if run in self.lost:

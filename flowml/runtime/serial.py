@@ -153,10 +153,15 @@ def _loop(state: SerialState, should_stop: Callable[[], bool]) -> Outcome:
     outcome.tables = table_values(state)
     outcome.seconds = time.monotonic() - began
     outcome.history = _history(losses, seconds)
-    outcome.unsent = tuple(sorted({
-        plan.edge_name(plan.operator(reader), number)
-        for (reader, number, _), kept in state.kept.items() if kept.seen
-    }))
+    outcome.unsent = tuple(
+        sorted(
+            {
+                plan.edge_name(plan.operator(reader), number)
+                for (reader, number, _), kept in state.kept.items()
+                if kept.seen
+            }
+        )
+    )
     return outcome
 
 
@@ -335,8 +340,12 @@ def _contributions(
         weight = 1.0
         if isinstance(action, Aggregate) and action.weight == "handle":
             given = state.held[operator.name, 1, source]
-            weight = 0.0 if given.empty else number_of(
-                spot, given.content, "the weight must be one number", "Return a float."
+            weight = (
+                0.0
+                if given.empty
+                else number_of(
+                    spot, given.content, "the weight must be one number", "Return a float."
+                )
             )
         elif isinstance(action, Aggregate) and action.weight == "examples":
             weight = 1.0 if value.examples is None else value.examples
@@ -371,17 +380,25 @@ def _layout(spot: SpotOf, content: Any) -> Layout:
     try:
         return layout_of(content)
     except TypeError as error:
-        raise returned(spot(), "values must be pytrees of numeric arrays", str(error),
-                       "Return NumPy arrays, or dicts, tuples and lists of them.") from error
+        raise returned(
+            spot(),
+            "values must be pytrees of numeric arrays",
+            str(error),
+            "Return NumPy arrays, or dicts, tuples and lists of them.",
+        ) from error
 
 
 def flatten(spot: SpotOf, layout: Layout, content: Any, source: int) -> tuple[Array, ...]:
     """Return the flat buffers of a value that must fit ``layout``."""
     wrong = mismatch(layout, content)
     if wrong is not None:
-        raise returned(spot(), "values of all members must have the same structure, shapes and "
-                       f"dtypes; member {source} differs", wrong,
-                       "Return arrays of one shape and dtype.")
+        raise returned(
+            spot(),
+            "values of all members must have the same structure, shapes and "
+            f"dtypes; member {source} differs",
+            wrong,
+            "Return arrays of one shape and dtype.",
+        )
     buffers = layout.allocate()
     layout.write(content, buffers)
     return buffers
@@ -408,8 +425,13 @@ def _written(
 ) -> tuple[Array, ...]:
     wrong = mismatch(table.layout, value.content)
     if wrong is not None:
-        raise returned(spot(), f"what is written to table {operator.writes!r} must have its "
-                       "structure, shapes and dtypes", wrong, "Cast or reshape it before.")
+        raise returned(
+            spot(),
+            f"what is written to table {operator.writes!r} must have its "
+            "structure, shapes and dtypes",
+            wrong,
+            "Cast or reshape it before.",
+        )
     flat = table.layout.allocate()
     table.layout.write(value.content, flat)
     out = table.layout.allocate()
@@ -423,8 +445,12 @@ def _written(
 
 
 def _not_finite(
-    state: SerialState, operator: PlanOperator, instance: int, layout: Layout,
-    out: tuple[Array, ...], spot: SpotOf,
+    state: SerialState,
+    operator: PlanOperator,
+    instance: int,
+    layout: Layout,
+    out: tuple[Array, ...],
+    spot: SpotOf,
 ) -> FlowmlError:
     """Return the error for a write that would make a table infinite or NaN.
 
@@ -443,10 +469,16 @@ def _not_finite(
         if not all_finite(flat):
             made_by = combining if source_port.table else plan.operator(source_port.source)
             rank = plan.ranks_of(plan.scope_of(source_port), member)[0]
-            return diverged(Spot(made_by, rank, spot().step), "its value must be finite",
-                            nonfinite(layout, flat))
-    return diverged(spot(), f"what this write makes of table {operator.writes!r} must be finite",
-                    nonfinite(layout, out))
+            return diverged(
+                Spot(made_by, rank, spot().step),
+                "its value must be finite",
+                nonfinite(layout, flat),
+            )
+    return diverged(
+        spot(),
+        f"what this write makes of table {operator.writes!r} must be finite",
+        nonfinite(layout, out),
+    )
 
 
 def _until(state: SerialState, operator: PlanOperator, instance: int, spot: SpotOf) -> Made:

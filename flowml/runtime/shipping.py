@@ -41,10 +41,14 @@ def check_ships(plan: Plan) -> None:
         error = _failure(table.init)
         if error is not None:
             found = ", ".join(_culprits(table.init, set()))
-            errors.append(PlanError(
-                f"table {table.name!r} ({table.site})", "init must be able to travel to workers",
-                f"one that uses {found}" if found else str(error),
-                "Open or create it inside the function."))
+            errors.append(
+                PlanError(
+                    f"table {table.name!r} ({table.site})",
+                    "init must be able to travel to workers",
+                    f"one that uses {found}" if found else str(error),
+                    "Open or create it inside the function.",
+                )
+            )
     raise_all(f"graph {plan.graph!r}", errors)
 
 
@@ -70,8 +74,11 @@ def _refusal(operator: PlanOperator, part: Any, error: Exception) -> FlowmlError
     found = ", ".join(_culprits(part, set()))
     got = f"one that uses {found}" if found else f"{type(error).__name__}: {error}"
     return PlanError(
-        operator.label, "its function must be able to travel to workers", got,
-        "Open or create it inside the function.", operator=operator.name,
+        operator.label,
+        "its function must be able to travel to workers",
+        got,
+        "Open or create it inside the function.",
+        operator=operator.name,
     )
 
 

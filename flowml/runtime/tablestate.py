@@ -27,8 +27,11 @@ def initial(plan: Plan, table: PlanTable, instance: int, run_seed: int) -> Pytre
         value = table.init(place)
         layout_of(value)
     except Exception as error:
-        raise GraphError(where, "init(here) must return a pytree of numeric arrays",
-                         f"{type(error).__name__}: {error}") from error
+        raise GraphError(
+            where,
+            "init(here) must return a pytree of numeric arrays",
+            f"{type(error).__name__}: {error}",
+        ) from error
     return freeze(value)
 
 

@@ -69,7 +69,11 @@ def run_until(shipment: Shipment, name: str, step: int, instance: int, value: Be
 
 
 def combine(
-    shipment: Shipment, name: str, step: int, instance: int, values: Sequence[Between],
+    shipment: Shipment,
+    name: str,
+    step: int,
+    instance: int,
+    values: Sequence[Between],
     weights: Sequence[Between] = (),
 ) -> Value | Flat:
     """Run an aggregate that is no sum along a tree: it needs all contributions at once."""
@@ -88,8 +92,11 @@ def combine(
         out = flatten(spot, layout, made.content, 0)
         blamed = None
         if not all_finite(out):
-            flats = ((m, layout.flat(value_of(v).content))
-                     for m, v in zip(members, values, strict=True) if not value_of(v).empty)
+            flats = (
+                (m, layout.flat(value_of(v).content))
+                for m, v in zip(members, values, strict=True)
+                if not value_of(v).empty
+            )
             blamed = next(((m, flat) for m, flat in flats if not all_finite(flat)), None)
         return Flat(layout, out, made.examples, blamed)
 
@@ -105,7 +112,10 @@ def loss_of(made: Between) -> float:
 
 
 def record(
-    steps: int, replicas: int, places: Sequence[tuple[int, int]], losses: list[float],
+    steps: int,
+    replicas: int,
+    places: Sequence[tuple[int, int]],
+    losses: list[float],
     ended: list[bool],
 ) -> Record:
     """Gather what the driver wants to know of some steps.
@@ -133,7 +143,11 @@ def make_table(shipment: Shipment, table: str, instance: int) -> TableState:
 
 
 def write_table(
-    shipment: Shipment, name: str, step: int, instance: int, before: TableState,
+    shipment: Shipment,
+    name: str,
+    step: int,
+    instance: int,
+    before: TableState,
     values: list[Between],
 ) -> TableState:
     """Apply a write: one value, or under a push that of each member in order."""
@@ -218,7 +232,10 @@ def take_kept(keep: str, before: Kept | None, between: Between | None) -> Value:
 
 
 def evaluate_table(
-    shipment: Shipment, name: str, step: int, table: Flat | TableState,
+    shipment: Shipment,
+    name: str,
+    step: int,
+    table: Flat | TableState,
     pieces: list[Rows | Shipped],
 ) -> dict[str, float]:
     """Return the metrics of a table over a whole source, given piece by piece."""

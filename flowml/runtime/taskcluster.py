@@ -51,8 +51,9 @@ class TaskCluster:
         """
         layer = MaterializedLayer(tasks, annotations={"workers": place})
         keys = list(outputs)
-        made = self.client.get(HighLevelGraph({self.name: layer}, {self.name: set()}), keys,
-                               sync=False)
+        made = self.client.get(
+            HighLevelGraph({self.name: layer}, {self.name: set()}), keys, sync=False
+        )
         self.futures |= zip(keys, made, strict=True)
         return list(made)
 

@@ -36,9 +36,9 @@ class Placing:
     cluster: TaskCluster
     workers: tuple[str, ...]
 
-    def feed(self, plan: Plan, order: Order, heads: dict[str, str]) -> tuple[
-        dict[str, Feed], dict[str, tuple[RankShare, ...]]
-    ]:
+    def feed(
+        self, plan: Plan, order: Order, heads: dict[str, str]
+    ) -> tuple[dict[str, Feed], dict[str, tuple[RankShare, ...]]]:
         """Bring the data of every load to the workers of its ranks.
 
         Returns
@@ -96,8 +96,10 @@ class Placing:
         assert isinstance(action, Load)
         pieces = Pieces(action.source)
         ids = partition_ids(len(pieces), len(self.workers))
-        keys = [self._pieces(pieces, mine, head, rank, [self.workers[rank]])
-                for rank, mine in enumerate(ids)]
+        keys = [
+            self._pieces(pieces, mine, head, rank, [self.workers[rank]])
+            for rank, mine in enumerate(ids)
+        ]
         counts = self._counts(pieces, ids, keys, head)
         return make_feed(operator, counts, ids, order.seed), keys, pieces.read
 
@@ -132,8 +134,11 @@ class Placing:
             for number, key in zip(mine, keys[rank], strict=True):
                 if pieces.rows[number] is None:
                     counting[number] = self.cluster.client.submit(
-                        count_partition if pieces.read else len, self.cluster.futures[key],
-                        key=(head, -3, rank, number), workers=[self.workers[rank]], pure=False,
+                        count_partition if pieces.read else len,
+                        self.cluster.futures[key],
+                        key=(head, -3, rank, number),
+                        workers=[self.workers[rank]],
+                        pure=False,
                     )
         self.cluster.lookout.settle(list(counting.values()))
         found = list(pieces.rows)

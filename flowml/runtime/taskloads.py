@@ -19,7 +19,6 @@ _ordering = threading.Lock()
 """A BatchOrder remembers permutations; tasks in threads of one process share it."""
 
 
-
 def count_partition(shipped: Shipped) -> int:
     """Count the rows of a partition where they are not known."""
     with on_worker():

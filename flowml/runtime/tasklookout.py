@@ -130,8 +130,10 @@ class Lookout:
         stacks = self.client.call_stack() or {}
         found = {
             (worker, key): self._running.get((worker, key), now)
-            for worker, keys in stacks.items() if worker in self.workers
-            for key in keys if self._operator(key)
+            for worker, keys in stacks.items()
+            if worker in self.workers
+            for key in keys
+            if self._operator(key)
         }
         self._running = found
         for (worker, key), since in found.items():
@@ -155,8 +157,13 @@ class Lookout:
                 return self._lost(str(error.last_worker.address), (error.task,))
             name = self._operator(future.key)
             return OperatorError(
-                f"operator {name!r}", f"its task raised {type(error).__name__}: {error}",
-                operator=name, replica=-1, step=self.step, worker="", kind="raised",
+                f"operator {name!r}",
+                f"its task raised {type(error).__name__}: {error}",
+                operator=name,
+                replica=-1,
+                step=self.step,
+                worker="",
+                kind="raised",
             )
         try:
             self.look()
@@ -172,21 +179,37 @@ class Lookout:
         if not worker:
             what = "its result was lost with the worker that held it"
         return WorkerLostError(
-            where, f"{what}, after step {self.step}", fix="The tables of the last step that was "
-            "kept are in error.run.tables.", kind="worker", worker=worker, operator=name,
+            where,
+            f"{what}, after step {self.step}",
+            fix="The tables of the last step that was kept are in error.run.tables.",
+            kind="worker",
+            worker=worker,
+            operator=name,
             step=self.step,
         )
 
     def _scheduler_lost(self, why: str) -> WorkerLostError:
-        return WorkerLostError("scheduler", "must answer", why, "Is the cluster still running?",
-                               kind="scheduler", worker="", operator="", step=self.step)
+        return WorkerLostError(
+            "scheduler",
+            "must answer",
+            why,
+            "Is the cluster still running?",
+            kind="scheduler",
+            worker="",
+            operator="",
+            step=self.step,
+        )
 
     def _too_long(self, worker: str, key: Any, age: float, limit: float) -> StalledError:
         name = self._operator(key)
         return StalledError(
-            f"operator {name!r} on worker {worker}", f"must end within {limit:g} s (step_seconds)",
-            f"{age:.1f} s", "See what it computes, or raise the limit.",
-            edge=f"{name} -> its readers", waiting_for=name, since_seconds=age,
+            f"operator {name!r} on worker {worker}",
+            f"must end within {limit:g} s (step_seconds)",
+            f"{age:.1f} s",
+            "See what it computes, or raise the limit.",
+            edge=f"{name} -> its readers",
+            waiting_for=name,
+            since_seconds=age,
         )
 
     def _silent(self, quiet: float, busy: set[str]) -> StalledError:
@@ -203,10 +226,13 @@ class Lookout:
         queued = (name for keys in self._queues.values() for name in map(self._operator, keys))
         waited = next(filter(None, queued), self.plan.graph)
         return StalledError(
-            f"tasks of {waited!r}", "must start within the deadline of "
-            f"{self.order.deadline_seconds:g} s", f"{quiet:.0f} s in which {why}",
-            "Free the worker, or raise deadline=.", edge=f"{waited} -> its readers",
-            waiting_for=waited, since_seconds=quiet,
+            f"tasks of {waited!r}",
+            f"must start within the deadline of {self.order.deadline_seconds:g} s",
+            f"{quiet:.0f} s in which {why}",
+            "Free the worker, or raise deadline=.",
+            edge=f"{waited} -> its readers",
+            waiting_for=waited,
+            since_seconds=quiet,
         )
 
 

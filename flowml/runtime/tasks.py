@@ -210,8 +210,10 @@ class TaskRun:
         self.carry = window.carry
         self.remembered_tasks += len(window.tasks)
         if self.remembered_tasks > REMEMBERED_TASKS:
-            self.carry, self.remembered_tasks = set_down(
-                self.cluster, self.carry, self.homes, stop), 0
+            self.carry, self.remembered_tasks = (
+                set_down(self.cluster, self.carry, self.homes, stop),
+                0,
+            )
             self.good = shown(self.carry)
         self.cluster.keep(self.placed | self.carry.keys() | set(self.good.values()))
         return False
@@ -259,8 +261,15 @@ class TaskRun:
         self.placed.update(pieces)
         table = self.good[evaluated_table(self.plan, operator), 0]
         key = (head, step, 0)
-        task = Task(key, evaluate_table, TaskRef(self.course.shipment), name, step,
-                    TaskRef(table), List(*map(TaskRef, pieces)))
+        task = Task(
+            key,
+            evaluate_table,
+            TaskRef(self.course.shipment),
+            name,
+            step,
+            TaskRef(table),
+            List(*map(TaskRef, pieces)),
+        )
         found: dict[str, float] = self.cluster.fetch({key: task}, self.homes)[0]
         return found
 

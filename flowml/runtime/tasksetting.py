@@ -36,8 +36,9 @@ class on_worker:
         if self._threads is not None:
             limit_blas(self._threads)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
         """Put the worker's address into an error of flowml."""
         if isinstance(error, FlowmlError):
             error.fields["worker"] = worker_address()

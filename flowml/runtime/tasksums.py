@@ -104,9 +104,7 @@ def blame(
     return None
 
 
-def _place(
-    shipment: Shipment, name: str, step: int, instance: int
-) -> tuple[PlanOperator, SpotOf]:
+def _place(shipment: Shipment, name: str, step: int, instance: int) -> tuple[PlanOperator, SpotOf]:
     operator = shipment.plan.operator(name)
     rank = shipment.plan.ranks_of(operator.scope, instance)[0]
     return operator, partial(Spot, operator, rank, step)
@@ -125,8 +123,10 @@ def _partial(operator: PlanOperator, spot: SpotOf, child: Child) -> Partial:
     weight = 1.0
     if action.weight == "handle":
         given = value_of(child[2])
-        weight = 0.0 if given.empty else number_of(
-            spot, given.content, "the weight must be one number", "Return a float."
+        weight = (
+            0.0
+            if given.empty
+            else number_of(spot, given.content, "the weight must be one number", "Return a float.")
         )
     elif action.weight == "examples":
         weight = 1.0 if value.examples is None else value.examples
@@ -142,8 +142,12 @@ def _flattened(
     try:
         layout = layout_of(value.content)
     except TypeError as error:
-        raise returned(spot(), "values must be pytrees of numeric arrays", str(error),
-                       "Return NumPy arrays, or dicts, tuples and lists of them.") from error
+        raise returned(
+            spot(),
+            "values must be pytrees of numeric arrays",
+            str(error),
+            "Return NumPy arrays, or dicts, tuples and lists of them.",
+        ) from error
     return layout, flatten(spot, layout, value.content, member)
 
 
@@ -160,9 +164,13 @@ def _differs(spot: SpotOf, first: Partial, other: Partial) -> FlowmlError:
     assert first.layout is not None
     assert other.layout is not None
     wrong = first.layout.mismatch(other.layout.views(other.layout.allocate()))
-    return returned(spot(), "values of all members must have the same structure, shapes and "
-                    f"dtypes; member {other.first} differs", str(wrong),
-                    "Return arrays of one shape and dtype.")
+    return returned(
+        spot(),
+        "values of all members must have the same structure, shapes and "
+        f"dtypes; member {other.first} differs",
+        str(wrong),
+        "Return arrays of one shape and dtype.",
+    )
 
 
 def _added(operator: PlanOperator, spot: SpotOf, children: Sequence[Partial]) -> Partial:
@@ -179,7 +187,11 @@ def _added(operator: PlanOperator, spot: SpotOf, children: Sequence[Partial]) ->
 
 
 def _reduced(
-    operator: PlanOperator, spot: SpotOf, children: Sequence[Partial], layout: Layout, *,
+    operator: PlanOperator,
+    spot: SpotOf,
+    children: Sequence[Partial],
+    layout: Layout,
+    *,
     finish: bool,
 ) -> tuple[Array, ...]:
     """Reduce one or two children; a label says which is a leaf, as ``reductions`` has it."""
@@ -192,8 +204,7 @@ def _reduced(
     out = layout.allocate()
     for number, buffer in enumerate(out):
         slices = {
-            label: p.buffers[number]
-            for label, p in zip(labels, children, strict=True) if p.buffers
+            label: p.buffers[number] for label, p in zip(labels, children, strict=True) if p.buffers
         }
         call(spot, reduce, action.reduction, tree, slices, weights, buffer)
     return out

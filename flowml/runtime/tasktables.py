@@ -27,8 +27,9 @@ def shown(carry: Carry) -> dict[tuple[str, int], Key]:
     return {at: keys.shown for at, keys in carry.tables.items()}
 
 
-def fetch_tables(cluster: TaskCluster, course: Course, place: Homes, keys: Shown,
-                 step: int) -> Tables:
+def fetch_tables(
+    cluster: TaskCluster, course: Course, place: Homes, keys: Shown, step: int
+) -> Tables:
     """Return copies of the tables; the state of their rules does not travel."""
     tasks: Tasks = {}
     for (table, instance), key in keys.items():
@@ -41,8 +42,10 @@ def fetch_tables(cluster: TaskCluster, course: Course, place: Homes, keys: Shown
 def by_name(plan: Plan, found: Mapping[tuple[str, int], Flat | TableState]) -> Tables:
     """Return pytrees of private arrays, a list of the instances of each table."""
     return {
-        t.name: [optree.tree_map(np.array, table_value(found[t.name, i]))
-                 for i in range(plan.instances(t.scope))]
+        t.name: [
+            optree.tree_map(np.array, table_value(found[t.name, i]))
+            for i in range(plan.instances(t.scope))
+        ]
         for t in plan.tables
     }
 

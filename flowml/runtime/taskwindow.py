@@ -171,7 +171,6 @@ class Course:
             for scope in scopes
         }
 
-
     def splits(self, table: str) -> bool:
         """Tell whether readers get a table without the state of its rules.
 
@@ -257,6 +256,7 @@ def homes(course: Course, workers: tuple[str, ...]) -> Homes:
     instances |= {course.table_heads[t.name]: first[t.scope] for t in plan.tables}
     members = {
         course.heads[o.name]: first[plan.scope_of(o.inputs[0])]
-        for o in plan.operators if isinstance(o.action, Aggregate)
+        for o in plan.operators
+        if isinstance(o.action, Aggregate)
     }
     return Homes(workers, instances, members)

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 from flowml.data.stream import BatchStream
 from flowml.plan import Plan
 from flowml.runtime.domain import Domain, DomainMemory, Layouts, map_memory
@@ -18,8 +20,6 @@ from flowml.runtime.outcome import Order
 from flowml.runtime.program import Programs, WindowRecord, run_window
 from flowml.runtime.rank import Rank, fill_shared, rank_tables, start_rules
 from flowml.types import aligned_empty
-
-import numpy as np
 
 
 def thread_ranks(
@@ -31,8 +31,16 @@ def thread_ranks(
     memory = DomainMemory(memory_map, aligned_empty(memory_map.nbytes, np.uint8))
     fill_shared(plan, domain, memory, layouts, order.seed)
     ranks = [
-        Rank(plan, n, domain, memory, layouts, order, streams[n],
-             rank_tables(plan, n, memory, layouts, order.seed))
+        Rank(
+            plan,
+            n,
+            domain,
+            memory,
+            layouts,
+            order,
+            streams[n],
+            rank_tables(plan, n, memory, layouts, order.seed),
+        )
         for n in range(plan.replicas)
     ]
     for rank in ranks:
@@ -40,8 +48,9 @@ def thread_ranks(
     return ranks
 
 
-def run_thread_window(ranks: Sequence[Rank], programs: Sequence[Programs], start: int,
-                      stop: int) -> list[WindowRecord]:
+def run_thread_window(
+    ranks: Sequence[Rank], programs: Sequence[Programs], start: int, stop: int
+) -> list[WindowRecord]:
     """Run one window of all ranks."""
     meeting = threading.Barrier(len(ranks))
     asked = [False] * len(ranks)
@@ -53,6 +62,7 @@ def run_thread_window(ranks: Sequence[Rank], programs: Sequence[Programs], start
             found = any(asked)
             meeting.wait(60)
             return found
+
         return barrier
 
     with ThreadPoolExecutor(len(ranks)) as pool:

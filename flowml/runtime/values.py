@@ -44,8 +44,10 @@ def agreed_examples(values: Iterable[Value]) -> float | None:
     if 0.0 in counts:
         return 0.0
     if len(counts) > 1:
-        raise ValueError(f"its inputs stand for {' and '.join(f'{c:g}' for c in sorted(counts))} "
-                         "examples; they must agree")
+        raise ValueError(
+            f"its inputs stand for {' and '.join(f'{c:g}' for c in sorted(counts))} "
+            "examples; they must agree"
+        )
     return counts.pop() if counts else None
 
 

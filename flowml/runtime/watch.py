@@ -107,14 +107,23 @@ class Watch:
         if worker == self._worker or silence <= deadline or waited < deadline:
             return
         raise silent_error(
-            worker, self.whereabouts(worker), self._spec.roster.ranks(worker), silence,
-            self._spec.order.deadline_seconds, self._board.paused(member),
+            worker,
+            self.whereabouts(worker),
+            self._spec.roster.ranks(worker),
+            silence,
+            self._spec.order.deadline_seconds,
+            self._board.paused(member),
         )
 
     def silent(self, worker: str, waited: float) -> None:
         """Raise because a worker of another host does not answer."""
-        raise silent_error(worker, self.whereabouts(worker), self._spec.roster.ranks(worker),
-                           waited, self._spec.order.deadline_seconds)
+        raise silent_error(
+            worker,
+            self.whereabouts(worker),
+            self._spec.roster.ranks(worker),
+            waited,
+            self._spec.order.deadline_seconds,
+        )
 
     def overdue(self, worker: str = "") -> StalledError | None:
         """Return the error for an operator that takes longer than ``step_seconds``, if any does.
@@ -133,32 +142,54 @@ class Watch:
         operator = self._spec.plan.steps[slowest.operator_index]
         return StalledError(
             f"{operator.label} in replica {slowest.rank}, step {slowest.step}, on worker {worker}",
-            f"must end within {limit:g} s (step_seconds)", f"{slowest.since_seconds:.1f} s so far",
-            "See what it computes, or raise the limit.", edge=f"{operator.name} -> barrier",
-            waiting_for=f"replica {slowest.rank}", since_seconds=slowest.since_seconds,
-            operator=operator.name, replica=slowest.rank, step=slowest.step, worker=worker,
+            f"must end within {limit:g} s (step_seconds)",
+            f"{slowest.since_seconds:.1f} s so far",
+            "See what it computes, or raise the limit.",
+            edge=f"{operator.name} -> barrier",
+            waiting_for=f"replica {slowest.rank}",
+            since_seconds=slowest.since_seconds,
+            operator=operator.name,
+            replica=slowest.rank,
+            step=slowest.step,
+            worker=worker,
         )
 
 
 def lost_error(worker: str, where: Whereabouts, ranks: tuple[int, ...]) -> WorkerLostError:
     """Return the error for a worker that is gone."""
     return WorkerLostError(
-        f"worker {worker}", f"was lost in {where.words}", fix=KEPT, kind="worker", worker=worker,
-        operator=where.operator, step=where.step, replica=ranks[0] if ranks else -1,
+        f"worker {worker}",
+        f"was lost in {where.words}",
+        fix=KEPT,
+        kind="worker",
+        worker=worker,
+        operator=where.operator,
+        step=where.step,
+        replica=ranks[0] if ranks else -1,
     )
 
 
 def silent_error(
-    worker: str, where: Whereabouts, ranks: tuple[int, ...], silence: float, deadline: float,
+    worker: str,
+    where: Whereabouts,
+    ranks: tuple[int, ...],
+    silence: float,
+    deadline: float,
     paused_percent: int = 0,
 ) -> StalledError:
     """Return the error for a worker that gives no sign of life."""
     paused = f"; it paused at {paused_percent} % memory" if paused_percent else ""
     first = ranks[0] if ranks else -1
     return StalledError(
-        f"worker {worker}", f"must give a sign of life within {deadline:g} s (deadline)",
+        f"worker {worker}",
+        f"must give a sign of life within {deadline:g} s (deadline)",
         f"silence for {silence:.1f} s in {where.words}, replica {first}{paused}",
-        "See whether it is stopped or cut off.", edge=f"{where.operator} -> barrier",
-        waiting_for=worker, since_seconds=silence, operator=where.operator, replica=first,
-        step=where.step, worker=worker,
+        "See whether it is stopped or cut off.",
+        edge=f"{where.operator} -> barrier",
+        waiting_for=worker,
+        since_seconds=silence,
+        operator=where.operator,
+        replica=first,
+        step=where.step,
+        worker=worker,
     )

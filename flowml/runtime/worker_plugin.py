@@ -65,8 +65,9 @@ class FlowWorker(WorkerPlugin):
         self._beat.stop()
         for run in [*self.gangs, *self._listeners, *self._parts]:
             self.close(run)
-        remove_names(worker, "flowml_exchange", "flowml_pulse", "flowml-lost", "flowml-abort",
-                     "flowml-close")
+        remove_names(
+            worker, "flowml_exchange", "flowml_pulse", "flowml-lost", "flowml-abort", "flowml-close"
+        )
 
     def open(self, run: str, transport: str) -> tuple[str, str]:
         """Listen for the other processes of this host; return the host key and the address."""
@@ -124,7 +125,8 @@ class FlowWorker(WorkerPlugin):
         gang = self.gangs.get(run)
         if gang is None:
             raise StaleRunError(
-                f"worker {self.worker.address}", "must hold the state of the run",
+                f"worker {self.worker.address}",
+                "must hold the state of the run",
                 "a task of a run that has ended, or whose worker was restarted",
                 "Start the run again.",
             )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from flowml.actions import Assign
 from flowml.errors import FlowmlError
 from flowml.plan import PlanOperator
 from flowml.rules import At
@@ -29,9 +28,7 @@ def write_body(pattern: Pattern, operator: PlanOperator) -> Act:
     """Return the body of an update or assign, for all that this rank writes of the table."""
     rank = pattern.rank
     table = rank.tables[str(operator.writes)]
-    parts = (
-        slice_of(rank, operator, table.layout.sizes) if operator.sliced else whole(table.layout)
-    )
+    parts = slice_of(rank, operator, table.layout.sizes) if operator.sliced else whole(table.layout)
     contributions = _contributions(pattern, operator, parts)
     before = pattern.writes_before(operator, including=False)
     apply = _application(rank, operator, table.rules.get(operator.name))
@@ -62,9 +59,7 @@ def write_body(pattern: Pattern, operator: PlanOperator) -> Act:
     return act
 
 
-Apply = Callable[
-    [int, int, float, tuple[Array, ...], tuple[Array, ...], tuple[Array, ...]], None
-]
+Apply = Callable[[int, int, float, tuple[Array, ...], tuple[Array, ...], tuple[Array, ...]], None]
 """(step, writer, examples, old, update, new)."""
 
 
@@ -74,8 +69,12 @@ def _application(rank: Rank, operator: PlanOperator, rule: RuleState | None) -> 
     state = rule
 
     def apply(
-        step: int, writer: int, examples: float, old: tuple[Array, ...],
-        update: tuple[Array, ...], new: tuple[Array, ...],
+        step: int,
+        writer: int,
+        examples: float,
+        old: tuple[Array, ...],
+        update: tuple[Array, ...],
+        new: tuple[Array, ...],
     ) -> None:
         state.apply(old, update, At(step, state.applied, 0, writer, examples), new)
 
@@ -83,7 +82,11 @@ def _application(rank: Rank, operator: PlanOperator, rule: RuleState | None) -> 
 
 
 def _assign(
-    step: int, writer: int, examples: float, old: tuple[Array, ...], value: tuple[Array, ...],
+    step: int,
+    writer: int,
+    examples: float,
+    old: tuple[Array, ...],
+    value: tuple[Array, ...],
     new: tuple[Array, ...],
 ) -> None:
     for source, target in zip(value, new, strict=True):
@@ -146,8 +149,10 @@ def _single(
     wrong = layout.mismatch(value.content)
     if wrong is not None:
         raise returned(
-            Spot(operator, rank.number, step, rank.worker), f"what is written to table "
-            f"{operator.writes!r} must have its structure, shapes and dtypes", wrong,
+            Spot(operator, rank.number, step, rank.worker),
+            f"what is written to table "
+            f"{operator.writes!r} must have its structure, shapes and dtypes",
+            wrong,
             "Cast or reshape it before.",
         )
     flat = layout.flat(value.content)
@@ -178,9 +183,11 @@ def not_finite(
         if not member.partial and member.weight() and not all_finite(member.buffers()):
             source = rank.plan.operator(name) if name in rank.index else operator
             first = rank.plan.ranks_of(source.scope, int(str(member.key)))[0]
-            return diverged(Spot(source, first, step, rank.worker),
-                            "its value must be finite, and holds infinite or NaN numbers")
-    return diverged(Spot(operator, rank.number, step, rank.worker), f"table {operator.writes!r} "
-                    "must stay finite, and this write makes it infinite or NaN")
-
-
+            return diverged(
+                Spot(source, first, step, rank.worker),
+                "its value must be finite, and holds infinite or NaN numbers",
+            )
+    return diverged(
+        Spot(operator, rank.number, step, rank.worker),
+        f"table {operator.writes!r} must stay finite, and this write makes it infinite or NaN",
+    )

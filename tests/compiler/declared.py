@@ -54,10 +54,12 @@ def local_sgd(period: int = 3) -> fl.Graph:
 
 def hierarchical() -> fl.Graph:
     w = table()
-    inside = fl.aggregate("mean", fl.map(grad, w, batch(), name="grad"), within="host",
-                          name="inside")
-    return fl.Graph(fl.update(w, fl.aggregate("mean", inside, name="across"), fl.sgd(0.1)),
-                    name="hierarchical")
+    inside = fl.aggregate(
+        "mean", fl.map(grad, w, batch(), name="grad"), within="host", name="inside"
+    )
+    return fl.Graph(
+        fl.update(w, fl.aggregate("mean", inside, name="across"), fl.sgd(0.1)), name="hierarchical"
+    )
 
 
 def kmeans() -> fl.Graph:
@@ -70,8 +72,9 @@ def kmeans() -> fl.Graph:
 
 def pushed(rule: Any = None) -> fl.Graph:
     w = table()
-    return fl.Graph(fl.update(w, fl.map(grad, w, batch(), name="grad"), rule or fl.add(0.1)),
-                    name="pushed")
+    return fl.Graph(
+        fl.update(w, fl.map(grad, w, batch(), name="grad"), rule or fl.add(0.1)), name="pushed"
+    )
 
 
 def replica_table() -> fl.Graph:
@@ -119,8 +122,7 @@ class Sketch:
             value = (fl.map(both, value[0], before[0]), joined)
         finer = SCOPES.index(value[1]) < SCOPES.index(scope)
         assigns = how == "assign" and not finer
-        made = fl.assign(target, value[0]) if assigns else fl.update(
-            target, value[0], fl.sgd(0.1))
+        made = fl.assign(target, value[0]) if assigns else fl.update(target, value[0], fl.sgd(0.1))
         self.sinks.append(made)
         self.written[number % len(self.tables)] = (made, scope)
         self.values.append((made, scope))
@@ -136,14 +138,21 @@ def graphs(draw: st.DrawFn) -> Callable[[], fl.Graph]:
     """Give a function that declares some legal graph: the same one at each call."""
     scopes = draw(st.lists(st.sampled_from(SCOPES), min_size=1, max_size=3))
     numbers = st.integers(0, 30)
-    choices = draw(st.lists(
-        st.tuples(
-            st.sampled_from(KINDS), numbers, numbers, st.integers(1, 3),
-            st.sampled_from(["mean", "sum", "median"]), st.sampled_from([None, "host"]),
-            st.sampled_from([None, "sum", "mean", "last"]),
-        ),
-        min_size=1, max_size=8,
-    ))
+    choices = draw(
+        st.lists(
+            st.tuples(
+                st.sampled_from(KINDS),
+                numbers,
+                numbers,
+                st.integers(1, 3),
+                st.sampled_from(["mean", "sum", "median"]),
+                st.sampled_from([None, "host"]),
+                st.sampled_from([None, "sum", "mean", "last"]),
+            ),
+            min_size=1,
+            max_size=8,
+        )
+    )
 
     def declare() -> fl.Graph:
         sketch = Sketch(scopes)
@@ -178,10 +187,12 @@ def scribbles(draw: st.DrawFn) -> Callable[[], fl.Graph]:
     """Give a function that declares a graph without a thought, most likely an illegal one."""
     scopes = draw(st.lists(st.sampled_from(SCOPES), min_size=1, max_size=3))
     numbers = st.integers(0, 30)
-    choices = draw(st.lists(
-        st.tuples(st.sampled_from(KINDS), numbers, numbers, st.sampled_from([None, "host"])),
-        max_size=8,
-    ))
+    choices = draw(
+        st.lists(
+            st.tuples(st.sampled_from(KINDS), numbers, numbers, st.sampled_from([None, "host"])),
+            max_size=8,
+        )
+    )
     bare = draw(st.booleans())
 
     def declare() -> fl.Graph:
@@ -201,8 +212,9 @@ def scribbles(draw: st.DrawFn) -> Callable[[], fl.Graph]:
             elif kind == "here":
                 values.append(fl.here())
             else:
-                sinks.append(fl.assign(two, one) if kind == "assign"
-                             else fl.update(two, one, fl.sgd(0.1)))
+                sinks.append(
+                    fl.assign(two, one) if kind == "assign" else fl.update(two, one, fl.sgd(0.1))
+                )
                 values.append(sinks[-1])
         return fl.Graph(*sinks, name="random")
 

@@ -30,7 +30,12 @@ from tests.compiler.declared import (
 )
 
 GRAPHS: list[Callable[[], fl.Graph]] = [
-    ssgd, local_sgd, hierarchical, kmeans, pushed, replica_table
+    ssgd,
+    local_sgd,
+    hierarchical,
+    kmeans,
+    pushed,
+    replica_table,
 ]
 
 
@@ -40,28 +45,44 @@ def scopes(graph: fl.Graph) -> dict[str, str]:
 
 def test_scopes_of_synchronous_sgd() -> None:
     assert scopes(ssgd()) == {
-        "load": "replica", "grad": "replica", "mean": "global", "update_w": "global"
+        "load": "replica",
+        "grad": "replica",
+        "mean": "global",
+        "update_w": "global",
     }
 
 
 def test_scopes_of_local_sgd() -> None:
     assert scopes(local_sgd()) == {
-        "load": "replica", "grad": "replica", "update_local": "replica", "drift": "replica",
-        "mean": "global", "update_anchor": "global", "assign_local": "replica",
+        "load": "replica",
+        "grad": "replica",
+        "update_local": "replica",
+        "drift": "replica",
+        "mean": "global",
+        "update_anchor": "global",
+        "assign_local": "replica",
     }
 
 
 def test_scopes_of_hierarchical_sgd() -> None:
     assert scopes(hierarchical()) == {
-        "load": "replica", "grad": "replica", "inside": "host", "across": "global",
+        "load": "replica",
+        "grad": "replica",
+        "inside": "host",
+        "across": "global",
         "update_w": "global",
     }
 
 
 def test_scopes_of_kmeans() -> None:
     assert scopes(kmeans()) == {
-        "load": "replica", "totals": "replica", "sum": "global", "means": "global",
-        "assign_centres": "global", "moved": "global", "until": "global",
+        "load": "replica",
+        "totals": "replica",
+        "sum": "global",
+        "means": "global",
+        "assign_centres": "global",
+        "moved": "global",
+        "until": "global",
     }
 
 
@@ -72,15 +93,28 @@ def test_the_scope_of_each_kind() -> None:
         fl.update(copy, fl.map(grad, copy, x, name="near"), fl.sgd(0.1), name="push"),
         fl.assign(local, fl.map(both, w, copy, name="wide"), name="spread"),
         fl.assign(w, fl.map(lambda w: w, w, name="alone"), name="keep"),
-        fl.assign(table("seen"), fl.aggregate("sum", fl.map(
-            lambda h: np.ones(3), fl.here(), name="one")), name="count"),
+        fl.assign(
+            table("seen"),
+            fl.aggregate("sum", fl.map(lambda h: np.ones(3), fl.here(), name="one")),
+            name="count",
+        ),
         fl.until(lambda w: False, w, name="end"),
         fl.evaluate(lambda p, b: 0.0, w, X, name="test"),
     )
     assert scopes(graph) == {
-        "load": "replica", "near": "replica", "push": "host", "wide": "host",
-        "spread": "replica", "alone": "global", "keep": "global", "here": "replica",
-        "one": "replica", "sum": "global", "count": "global", "end": "global", "test": "global",
+        "load": "replica",
+        "near": "replica",
+        "push": "host",
+        "wide": "host",
+        "spread": "replica",
+        "alone": "global",
+        "keep": "global",
+        "here": "replica",
+        "one": "replica",
+        "sum": "global",
+        "count": "global",
+        "end": "global",
+        "test": "global",
     }
 
 
@@ -93,8 +127,10 @@ def test_check_is_idempotent_and_changes_only_scopes(make: Callable[[], fl.Graph
 
 def several_groupings() -> fl.Graph:
     a, b = table("a", "rack"), table("b", "row")
-    return fl.Graph(fl.assign(a, fl.map(both, a, b, name="mixed")), fl.update(
-        b, fl.map(grad, b, batch()), fl.add()))
+    return fl.Graph(
+        fl.assign(a, fl.map(both, a, b, name="mixed")),
+        fl.update(b, fl.map(grad, b, batch()), fl.add()),
+    )
 
 
 def assign_without_an_aggregate() -> fl.Graph:
@@ -110,8 +146,9 @@ def aggregate_of_one_value() -> fl.Graph:
 
 def aggregate_within_what_is_coarser() -> fl.Graph:
     w = table()
-    mean = fl.aggregate("mean", fl.aggregate("mean", fl.map(grad, w, batch())), within="host",
-                        name="inside")
+    mean = fl.aggregate(
+        "mean", fl.aggregate("mean", fl.map(grad, w, batch())), within="host", name="inside"
+    )
     return fl.Graph(fl.assign(w, mean))
 
 
@@ -168,8 +205,9 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("make", "required", "got", "more"), REFUSED, ids=lambda v: getattr(
-    v, "__name__", ""))
+@pytest.mark.parametrize(
+    ("make", "required", "got", "more"), REFUSED, ids=lambda v: getattr(v, "__name__", "")
+)
 def test_what_cannot_mean_anything(
     make: Callable[[], fl.Graph], required: str, got: str, more: str
 ) -> None:
@@ -212,8 +250,10 @@ def test_a_group_and_a_grouping_of_another_name() -> None:
     w, copy = table(), table("copy", "rack")
     g = fl.map(grad, w, batch())
     with pytest.raises(fl.GraphError, match="may name one grouping") as caught:
-        fl.Graph(fl.update(copy, g, fl.add()), fl.assign(w, fl.aggregate(
-            "mean", fl.aggregate("mean", g, within="row"))))
+        fl.Graph(
+            fl.update(copy, g, fl.add()),
+            fl.assign(w, fl.aggregate("mean", fl.aggregate("mean", g, within="row"))),
+        )
     assert "'rack' (test_check.py:" in str(caught.value)
     assert "'row' (test_check.py:" in str(caught.value)
 

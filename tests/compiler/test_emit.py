@@ -25,8 +25,18 @@ X = RNG.standard_normal((53, 6)).astype("float32")
 Y = RNG.integers(0, 3, 53)
 WEIGHT = RNG.uniform(0.5, 2.0, 53)
 VOCABULARY = {
-    f"flowml:{kind}" for kind in
-    ("load", "here", "map", "gradient", "aggregate", "update", "assign", "until", "table")
+    f"flowml:{kind}"
+    for kind in (
+        "load",
+        "here",
+        "map",
+        "gradient",
+        "aggregate",
+        "update",
+        "assign",
+        "until",
+        "table",
+    )
 }
 
 
@@ -54,8 +64,11 @@ def local_sgd():
     batch = fl.load((X, Y), batch_size=8)
     moved = fl.update(local, fl.gradient(model, local, batch), fl.adam(0.01))
     apart = fl.map(difference, anchor, moved.every(3))
-    outer = fl.update(anchor, fl.aggregate("mean", apart, weight="equal"),
-                      fl.sgd(0.7, momentum=0.9, nesterov=True))
+    outer = fl.update(
+        anchor,
+        fl.aggregate("mean", apart, weight="equal"),
+        fl.sgd(0.7, momentum=0.9, nesterov=True),
+    )
     return fl.Graph(moved, outer, fl.assign(local, outer))
 
 
@@ -110,8 +123,12 @@ def outputs_places_and_handles():
     v = fl.table("v", np.ones(2, "float32"))
     batch = fl.load((X, Y), batch_size=5)
     x, y = fl.map(lambda b: (b[0], b[1]), batch, outputs=2, name="cut")
-    noise = fl.map(lambda b, here: here.rng().standard_normal(len(b)).astype("float32"), x,
-                   fl.here(seed=3), name="noise")
+    noise = fl.map(
+        lambda b, here: here.rng().standard_normal(len(b)).astype("float32"),
+        x,
+        fl.here(seed=3),
+        name="noise",
+    )
 
     @fl.value_and_grad
     def loss(params, rows, labels, extra):
@@ -168,9 +185,19 @@ def clip_groups():
 
 
 GRAPHS = [
-    ssgd, local_sgd, hierarchical, push, kept_sum_and_median, kept_means,
-    slow_table_and_slow_input, two_writes, outputs_places_and_handles, whole_share, partitioned,
-    streamed, clip_groups,
+    ssgd,
+    local_sgd,
+    hierarchical,
+    push,
+    kept_sum_and_median,
+    kept_means,
+    slow_table_and_slow_input,
+    two_writes,
+    outputs_places_and_handles,
+    whole_share,
+    partitioned,
+    streamed,
+    clip_groups,
 ]
 
 
@@ -185,9 +212,7 @@ def assert_same(tables, reference):
 
 def run_dict(plan, steps):
     graph = standalone(plan, steps)
-    return {
-        name: list(dask.get(graph, keys)) for name, keys in result_keys(plan, steps).items()
-    }
+    return {name: list(dask.get(graph, keys)) for name, keys in result_keys(plan, steps).items()}
 
 
 def assert_like_serial(graph, replicas, groups, steps):
@@ -252,8 +277,13 @@ def test_dask_groups_tasks_by_operator_under_a_fixed_vocabulary():
     assert {prefix for prefix, _ in found} <= VOCABULARY
     groups = {group.rpartition(".")[0] for _, group in found}
     # a name of letters only, which Dask would join to the prefix, and one with a hyphen
-    assert {"flowml:map-cut", "flowml:map-noise", "flowml:aggregate-mean_u",
-            "flowml:table-u", "flowml:load-load"} <= groups
+    assert {
+        "flowml:map-cut",
+        "flowml:map-noise",
+        "flowml:aggregate-mean_u",
+        "flowml:table-u",
+        "flowml:load-load",
+    } <= groups
 
 
 def test_names_that_differ_in_a_hyphen_have_keys_of_their_own():
@@ -271,8 +301,10 @@ def loaded(plan):
     """Return feeds, and keys of data that nobody has made."""
     feeds = {o.name: local_feed(o, plan.replicas, 0)[0] for o in loads(plan)}
     shares = {
-        name: tuple(RankShare((name, -2, rank), ((name, -2, rank, "share"),), False)
-                    for rank in range(plan.replicas))
+        name: tuple(
+            RankShare((name, -2, rank), ((name, -2, rank, "share"),), False)
+            for rank in range(plan.replicas)
+        )
         for name in feeds
     }
     return feeds, shares
@@ -345,8 +377,11 @@ def test_tasks_hold_no_arrays_plans_or_functions_of_the_user():
 
     for task in window.tasks.values():
         assert task.func.__module__.startswith("flowml.runtime.")
-        odd = [a for a in flat(list(task.args))
-               if not isinstance(a, plain) and not type(a).__module__.startswith("dask.")]
+        odd = [
+            a
+            for a in flat(list(task.args))
+            if not isinstance(a, plain) and not type(a).__module__.startswith("dask.")
+        ]
         assert odd == []
 
 

@@ -37,7 +37,12 @@ from tests.compiler.declared import (
 )
 
 GRAPHS: list[Callable[[], fl.Graph]] = [
-    ssgd, local_sgd, hierarchical, kmeans, pushed, replica_table
+    ssgd,
+    local_sgd,
+    hierarchical,
+    kmeans,
+    pushed,
+    replica_table,
 ]
 
 
@@ -121,14 +126,17 @@ def test_rows_and_pinned_and_sparse_tables_are_refused() -> None:
     with pytest.raises(ManyErrors) as caught:
         plan(graph)
     assert [str(e).split(" (")[0] for e in caught.value.errors] == [
-        "edge w -> rows", "table 'p'", "table 's'"
+        "edge w -> rows",
+        "table 'p'",
+        "table 's'",
     ]
     assert all(isinstance(e, PlanError) for e in caught.value.errors)
 
 
 def test_all_refusals_come_in_one_error() -> None:
     graph = ssgd(
-        lambda w: w.stale(2), lambda g: g.stale(2).quorum(3).when(0.5),
+        lambda w: w.stale(2),
+        lambda g: g.stale(2).quorum(3).when(0.5),
         lambda m: m.compress(fl.codecs.sign()),
     )
     with pytest.raises(ManyErrors, match="6 mistakes") as caught:
@@ -201,8 +209,12 @@ def test_a_plan_unpickles_in_a_fresh_process_without_the_users_files(tmp_path: P
     made = plan(kmeans())
     (tmp_path / "plan").write_bytes(ship_plan(made, made))
     done = subprocess.run(
-        [sys.executable, "-c", UNPICKLE, str(tmp_path / "plan")], cwd=tmp_path, check=True,
-        capture_output=True, text=True, timeout=60,
+        [sys.executable, "-c", UNPICKLE, str(tmp_path / "plan")],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     first, modules = done.stdout.splitlines()
     assert first.split() == [made.token, "3", *(o.name for o in made.operators)]

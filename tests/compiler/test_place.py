@@ -81,7 +81,7 @@ def test_lists_of_ranks_are_taken_as_given_each_in_order() -> None:
         (0, "between 1 and 4 groups for 4 replicas, got 0"),
         (5, "between 1 and 4 groups for 4 replicas, got 5"),
         ("hosts", "must be \"host\", a number or a list of lists of ranks, got 'hosts'"),
-        (True, "must be \"host\", a number or a list of lists of ranks, got True"),
+        (True, 'must be "host", a number or a list of lists of ranks, got True'),
         (2.0, "a list of lists of ranks, got 2.0"),
         ([0, 1, 2, 3], "a list of lists of ranks, got [0, 1, 2, 3]"),
         (["01", "23"], "a list of lists of ranks"),
@@ -115,12 +115,18 @@ def test_the_placement_of_each_kind() -> None:
     mean = fl.aggregate("mean", fl.map(grad, w, batch(), name="grad"))
     scaled = fl.map(np.negative, mean, name="scaled")
     graph = fl.Graph(
-        fl.update(w, scaled, fl.add()), fl.until(lambda w: False, w),
+        fl.update(w, scaled, fl.add()),
+        fl.until(lambda w: False, w),
         fl.evaluate(lambda p, b: 0.0, w, X, name="test"),
     )
     assert dict(place(graph.logical, 2).placements) == {
-        "load": "replica", "grad": "replica", "mean": "reduce", "scaled": "group",
-        "update_w": "table", "until": "driver", "test": "driver",
+        "load": "replica",
+        "grad": "replica",
+        "mean": "reduce",
+        "scaled": "group",
+        "update_w": "table",
+        "until": "driver",
+        "test": "driver",
     }
 
 

@@ -59,7 +59,9 @@ def test_unmarked_edges_take_the_promise_of_their_loop(
 ) -> None:
     edges = resolved(ssgd(*marks))
     assert edges == {
-        "w -> grad": found, "load -> grad": "sync", "grad -> mean": found,
+        "w -> grad": found,
+        "load -> grad": "sync",
+        "grad -> mean": found,
         "mean -> update_w": found,
     }
 
@@ -82,8 +84,12 @@ def test_a_loop_goes_through_maps_behind_the_aggregate() -> None:
     clipped = fl.map(np.tanh, fl.map(both, mean, w, name="sum"), name="clip")
     graph = fl.Graph(fl.update(w, clipped, fl.sgd(0.1)))
     assert resolved(graph) == {
-        "w -> grad": "stale(3)", "load -> grad": "sync", "grad -> mean": "stale(3)",
-        "mean -> sum": "sync", "w -> sum": "stale(3)", "sum -> clip": "sync",
+        "w -> grad": "stale(3)",
+        "load -> grad": "sync",
+        "grad -> mean": "stale(3)",
+        "mean -> sum": "sync",
+        "w -> sum": "stale(3)",
+        "sum -> clip": "sync",
         "clip -> update_w": "stale(3)",
     }
 
@@ -109,8 +115,9 @@ def test_an_edge_of_two_loops_takes_the_looser_one() -> None:
 def test_an_evaluation_reads_a_snapshot_whatever_the_loop() -> None:
     w = table()
     mean = fl.aggregate("mean", fl.map(grad, w.async_(), batch(), name="grad"))
-    graph = fl.Graph(fl.update(w, mean, fl.sgd(0.1)), fl.evaluate(
-        lambda p, b: 0.0, w, X, name="test"))
+    graph = fl.Graph(
+        fl.update(w, mean, fl.sgd(0.1)), fl.evaluate(lambda p, b: 0.0, w, X, name="test")
+    )
     assert resolved(graph)["w -> test"] == "sync"
 
 
@@ -156,7 +163,8 @@ def test_a_table_read_sync_by_one_edge_is_read_sync_by_all() -> None:
 
 
 promises = st.one_of(
-    st.just(Promise("sync")), st.just(Promise("async")),
+    st.just(Promise("sync")),
+    st.just(Promise("async")),
     st.integers(0, 99).map(lambda s: Promise("stale", s)),
 )
 

@@ -94,8 +94,13 @@ def noise_and_weights() -> fl.Graph:
     batch = fl.load(examples(), batch_size=8)
     grads = fl.gradient(model, w, batch)
     noisy = fl.map(
-        lambda g, place: {k: v + place.rng().normal(size=v.shape).astype(v.dtype) * 0.01
-                          for k, v in g.items()}, grads, here, name="noisy")
+        lambda g, place: {
+            k: v + place.rng().normal(size=v.shape).astype(v.dtype) * 0.01 for k, v in g.items()
+        },
+        grads,
+        here,
+        name="noisy",
+    )
     weight = fl.map(lambda g: 1.0 + float(np.abs(g["W"]).sum()), grads, name="weight")
     mean = fl.aggregate("mean", noisy, weight=weight)
     size = fl.map(lambda m: float(np.square(m["W"]).sum()), mean, name="size")
@@ -111,7 +116,9 @@ def slow_pull() -> fl.Graph:
     fresh = fl.assign(local, w.every(3))
     grads = fl.gradient(model, fresh, batch)
     mean = fl.aggregate("mean", grads.every(2))
-    return fl.Graph(fresh, fl.update(local, grads, fl.sgd(0.1)), fl.update(w, mean, fl.adagrad(0.1)))
+    return fl.Graph(
+        fresh, fl.update(local, grads, fl.sgd(0.1)), fl.update(w, mean, fl.adagrad(0.1))
+    )
 
 
 def library(name: str) -> Callable[[], fl.Graph]:
@@ -125,6 +132,7 @@ def library(name: str) -> Callable[[], fl.Graph]:
         if name in ("batch_gradient",):
             return from_file(name, softmax("float64"), rows, momentum=0.9, lr=0.1)
         return from_file(name, softmax(), rows, batch_size=8, lr=0.1)
+
     return make
 
 

@@ -39,10 +39,16 @@ def one_worker() -> Iterator[Client]:
 @pytest.fixture(scope="module")
 def encrypted() -> Iterator[Client]:
     security = Security.temporary()
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, host="tls://127.0.0.1", dashboard_address="127.0.0.1:0",
-        security=security,
-    ) as cluster, Client(cluster) as client:
+    with (
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            host="tls://127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            security=security,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
         assert cluster.scheduler_address.startswith("tls://")
         yield client
 
@@ -81,8 +87,6 @@ def test_an_encrypted_cluster_between_hosts(encrypted: Client) -> None:
 def test_two_runs_at_once(one_worker: Client) -> None:
     graphs = [CATALOGUE["momentum"](), CATALOGUE["adam"]()]
     truths = [recorded(g, replicas=2, executor="serial") for g in graphs]
-    runs = [
-        g.start(steps=7, replicas=2, cluster=one_worker, snapshots=(1, 2, 7)) for g in graphs
-    ]
+    runs = [g.start(steps=7, replicas=2, cluster=one_worker, snapshots=(1, 2, 7)) for g in graphs]
     for truth, run in zip(truths, runs, strict=True):
         assert_same_bytes(truth, run.wait(120).outcome)

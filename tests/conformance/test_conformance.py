@@ -7,11 +7,11 @@ from typing import Any
 import dask
 import optree
 import pytest
-from tests.conformance.catalogue import CATALOGUE
-from distributed import Client, LocalCluster
+from distributed import Client
 
 from flowml.run import Graph
 from flowml.runtime.outcome import Outcome
+from tests.conformance.catalogue import CATALOGUE
 
 STEPS = (1, 2, 7)
 

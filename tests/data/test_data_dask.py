@@ -68,15 +68,20 @@ def test_unknown_chunk_sizes_are_fine():
 
 
 def test_collections_persisted_on_a_cluster():
-    with Client(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as c:
+    with Client(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
+    ) as c:
         frame = dd.from_pandas(pd.DataFrame(X, columns=list("abcd")), npartitions=2)
         x, y = c.persist([da.from_array(X, chunks=(4, 4)), da.from_array(Y, chunks=4)])
         ddf = c.persist(frame)
         source = dask_array(x, y)
         blocks = c.compute([b for blocks in source.delayed_partitions() for b in blocks])
         made = [c.submit(source.assemble, *blocks[i : i + 2], pure=False) for i in (0, 2, 4)]
-        for rows in (Rows.concat(c.gather(made)), source.rows(),
-                     Rows.concat([p.read() for p in source.partitions()])):
+        for rows in (
+            Rows.concat(c.gather(made)),
+            source.rows(),
+            Rows.concat([p.read() for p in source.partitions()]),
+        ):
             np.testing.assert_array_equal(rows.columns[0], X)
             np.testing.assert_array_equal(rows.columns[1], Y)
         np.testing.assert_array_equal(dask_dataframe(ddf).rows().value(), X)

@@ -17,12 +17,21 @@ from flowml.errors import DataError
 @pytest.fixture
 def frame(tmp_path):
     random = np.random.default_rng(0)
-    made = pd.DataFrame({"a": random.random(100), "b": random.integers(0, 9, 100).astype("u1"),
-                         "y": random.integers(0, 2, 100).astype(bool), "s": ["text"] * 100})
+    made = pd.DataFrame(
+        {
+            "a": random.random(100),
+            "b": random.integers(0, 9, 100).astype("u1"),
+            "y": random.integers(0, 2, 100).astype(bool),
+            "s": ["text"] * 100,
+        }
+    )
     (tmp_path / "set").mkdir()
     for number, part in enumerate((made[:60], made[60:])):
-        pq.write_table(pa.Table.from_pandas(part, preserve_index=False),
-                       tmp_path / "set" / f"p{number}.parquet", row_group_size=25)
+        pq.write_table(
+            pa.Table.from_pandas(part, preserve_index=False),
+            tmp_path / "set" / f"p{number}.parquet",
+            row_group_size=25,
+        )
     return made, tmp_path / "set"
 
 
@@ -38,9 +47,12 @@ def test_parquet_partitions_are_row_groups(frame, block_bytes, partitions):
     np.testing.assert_array_equal(y, made["y"])
     assert (x.dtype, y.dtype) == (np.float32, np.int64)
     assert not source.dealt
-    assert source.token() == parquet(
-        folder / "*.parquet", label="y", columns=["a", "b"], block_bytes=block_bytes
-    ).token()
+    assert (
+        source.token()
+        == parquet(
+            folder / "*.parquet", label="y", columns=["a", "b"], block_bytes=block_bytes
+        ).token()
+    )
 
 
 def test_parquet_nulls_are_nan_in_features_and_refused_in_labels(tmp_path):

@@ -148,8 +148,11 @@ def test_the_whole_share_is_put_together_once():
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.integers(0, 7), min_size=1, max_size=6), st.integers(1, 9),
-    st.booleans(), st.sampled_from([0, 200, 10**9]), st.sets(st.integers(0, 5)),
+    st.lists(st.integers(0, 7), min_size=1, max_size=6),
+    st.integers(1, 9),
+    st.booleans(),
+    st.sampled_from([0, 200, 10**9]),
+    st.sets(st.integers(0, 5)),
 )
 def test_streaming_gives_each_row_once_and_holds_two(counts, batch, prefetch, budget, loaded):
     alive = Alive()

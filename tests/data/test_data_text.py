@@ -30,8 +30,13 @@ def everything(source):
 @pytest.fixture
 def table(tmp_path):
     random = np.random.default_rng(0)
-    frame = pd.DataFrame({"a": random.random(200).round(3), "b": random.integers(0, 99, 200),
-                          "y": random.integers(0, 3, 200)})
+    frame = pd.DataFrame(
+        {
+            "a": random.random(200).round(3),
+            "b": random.integers(0, 99, 200),
+            "y": random.integers(0, 3, 200),
+        }
+    )
     frame.to_csv(tmp_path / "table.csv", index=False)
     return frame, tmp_path / "table.csv"
 
@@ -49,9 +54,13 @@ def test_csv_cut_anywhere_is_the_same(table, block_bytes):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    lines=st.lists(st.tuples(st.integers(-9, 99), st.sampled_from(["", "\n", " \n", "\r\n"])),
-                   min_size=1, max_size=12),
-    block_bytes=st.integers(1, 40), end=st.booleans(),
+    lines=st.lists(
+        st.tuples(st.integers(-9, 99), st.sampled_from(["", "\n", " \n", "\r\n"])),
+        min_size=1,
+        max_size=12,
+    ),
+    block_bytes=st.integers(1, 40),
+    end=st.booleans(),
 )
 def test_blank_lines_and_ends_do_not_count(tmp_path_factory, lines, block_bytes, end):
     path = tmp_path_factory.mktemp("csv") / "t.csv"

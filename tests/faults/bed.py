@@ -1,4 +1,4 @@
-"""A cluster that is made to fail: operators with a trap in them, and what must be left afterwards."""
+"""A cluster that is made to fail: operators with a trap in them, and what must be left."""
 
 from __future__ import annotations
 
@@ -58,7 +58,11 @@ class Trap:
     driver: int = field(default_factory=os.getpid)
 
     def spring(self, replica: int, step: int) -> None:
-        if self.kind and (replica, step) == (self.replica, self.step) and os.getpid() != self.driver:
+        if (
+            self.kind
+            and (replica, step) == (self.replica, self.step)
+            and os.getpid() != self.driver
+        ):
             self.happen()
 
     def happen(self) -> None:
@@ -87,7 +91,8 @@ class TrappedModel:
         self.trap.spring(place.replica, place.clock)
         loss, gradient = self.model.value_and_grad(params, batch)
         if self.trap.kind == "nan" and (place.replica, place.clock) == (
-            self.trap.replica, self.trap.step
+            self.trap.replica,
+            self.trap.step,
         ):
             loss = float("nan")
         return loss, gradient
@@ -99,8 +104,14 @@ def examples(rows: int = ROWS) -> tuple[Any, Any]:
     return X, rng.integers(0, CLASSES, rows)
 
 
-def training(trap: Trap | None = None, *, rule: Any = None, source: Any = None,
-             between: Callable[..., Any] | None = None, name: str = "training") -> fl.Graph:
+def training(
+    trap: Trap | None = None,
+    *,
+    rule: Any = None,
+    source: Any = None,
+    between: Callable[..., Any] | None = None,
+    name: str = "training",
+) -> fl.Graph:
     """Return a graph with the operators batch, gradient, (between,) mean and update."""
     model = fl.models.softmax(FEATURES, CLASSES)
     w = fl.table("w", model.init(seed=0))
@@ -118,7 +129,8 @@ def same_bytes(a: Any, b: Any) -> bool:
     leaves, others = optree.tree_leaves(a), optree.tree_leaves(b)
     return len(leaves) == len(others) and all(
         np.asarray(x).tobytes() == np.asarray(y).tobytes()
-        for x, y in zip(leaves, others, strict=True))
+        for x, y in zip(leaves, others, strict=True)
+    )
 
 
 def assert_serial(run: Any, healthy: fl.Graph, replicas: int) -> None:
@@ -164,10 +176,17 @@ def logged(trap: Trap, folder: Path) -> Trap:
 
 def _inside(dask_worker: Any) -> dict[str, Any]:
     plugin = dask_worker.plugins.get("flowml")
-    kept = {} if plugin is None else {
-        "gangs": len(plugin.gangs), "parts": len(plugin._parts), "runs": len(plugin.settings.runs),
-        "listeners": len(plugin._listeners), "couriers": len(plugin._couriers),
-    }
+    kept = (
+        {}
+        if plugin is None
+        else {
+            "gangs": len(plugin.gangs),
+            "parts": len(plugin._parts),
+            "runs": len(plugin.settings.runs),
+            "listeners": len(plugin._listeners),
+            "couriers": len(plugin._couriers),
+        }
+    )
     return {"pid": os.getpid(), **open_here(), **kept}
 
 
@@ -220,8 +239,10 @@ class Bed:
     def kept(self) -> list[str]:
         """Return what flowml still holds, on workers and scheduler."""
         found = [
-            f"{name} on {address}" for address, state in self.inside().items()
-            for name in ("gangs", "parts", "runs", "listeners", "couriers") if state.get(name)
+            f"{name} on {address}"
+            for address, state in self.inside().items()
+            for name in ("gangs", "parts", "runs", "listeners", "couriers")
+            if state.get(name)
         ]
         plugin = self.cluster.scheduler.plugins["flowml"]
         admission = plugin.admission
@@ -235,11 +256,17 @@ class Bed:
         for address, now in self.inside().items():
             before = self.workers.get(address)
             if before is not None:
-                found += [f"{name} of {address}: {what}" for name in ("files", "threads")
-                          for what in more(before[name], now[name])]
+                found += [
+                    f"{name} of {address}: {what}"
+                    for name in ("files", "threads")
+                    for what in more(before[name], now[name])
+                ]
         now = open_here()
-        return found + [f"{name} of the driver: {what}" for name in ("files", "threads")
-                        for what in more(self.driver[name], now[name])]
+        return found + [
+            f"{name} of the driver: {what}"
+            for name in ("files", "threads")
+            for what in more(self.driver[name], now[name])
+        ]
 
     def assert_clean(self) -> None:
         """Check that nothing is left behind within ten seconds."""
@@ -278,10 +305,18 @@ def eventually(condition: Callable[[], Any], seconds: float = CLEAN_SECONDS) -> 
 def bed(threads_per_worker: int = 1, **options: Any) -> Iterator[Bed]:
     """Give a cluster of two processes on this machine."""
     # Dask gives a nanny up that has no worker 15 s after it once lost one: killed twice is enough.
-    with dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}), LocalCluster(
-        n_workers=2, threads_per_worker=threads_per_worker, processes=True, host="127.0.0.1",
-        dashboard_address=None, **options,
-    ) as cluster, Client(cluster) as client:
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}),
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=threads_per_worker,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address=None,
+            **options,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
         yield Bed(cluster, client)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import dask
 import pytest
+
 from tests.faults.bed import TRANSPORTS, WAIT_SECONDS, Bed, bed, eventually
 
 

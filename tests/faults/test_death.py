@@ -10,6 +10,10 @@ from typing import Any
 import dask
 import numpy as np
 import pytest
+
+import flowml as fl
+from flowml.errors import FlowmlError, WorkerLostError
+from flowml.events import Event, WindowDone
 from tests.faults.bed import (
     Bed,
     MadePartition,
@@ -21,10 +25,6 @@ from tests.faults.bed import (
     logged,
     training,
 )
-
-import flowml as fl
-from flowml.errors import FlowmlError, WorkerLostError
-from flowml.events import Event, WindowDone
 
 
 def assert_names(error: FlowmlError, victim: str, operator: str, transport: str) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from flowml.errors import DataError, DivergedError, OperatorError
 from tests.faults.bed import (
     Bed,
     MadePartition,
@@ -17,8 +19,6 @@ from tests.faults.bed import (
     logged,
     training,
 )
-
-from flowml.errors import DataError, DivergedError, OperatorError
 
 
 def test_an_operator_that_raises(transport: str, pair: Bed, tmp_path: Path) -> None:

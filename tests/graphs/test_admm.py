@@ -20,10 +20,13 @@ def loop(shares, steps, rho, l1, l2):
     z = np.zeros(FEATURES)
     y = np.zeros((count, FEATURES))
     for _ in range(steps):
-        x = np.array([
-            np.linalg.inv(A[s].T @ A[s] + rho * np.eye(FEATURES)) @ (A[s].T @ B[s] - d + rho * z)
-            for s, d in zip(shares, y, strict=True)
-        ])
+        x = np.array(
+            [
+                np.linalg.inv(A[s].T @ A[s] + rho * np.eye(FEATURES))
+                @ (A[s].T @ B[s] - d + rho * z)
+                for s, d in zip(shares, y, strict=True)
+            ]
+        )
         pull = (rho * x + y).sum(0)  # z minimises l1|z| + l2/2 |z|^2 + count rho/2 |z|^2 - pull.z
         z = np.sign(pull) * np.maximum(np.abs(pull) - l1, 0) / (count * rho + l2)
         y = y + rho * (x - z)
@@ -59,9 +62,7 @@ def test_least_squares(replicas):
 def test_ridge_on_sparse_rows_with_weights(replicas):
     weight = RNG.uniform(0, 2, len(A))
     sparse = np.where(np.abs(A) < 0.5, 0, A)
-    graph = admm.build(
-        fl.data.arrays(csr_array(sparse), B, weight), rho=10.0, l2=4.0, tol=1e-10
-    )
+    graph = admm.build(fl.data.arrays(csr_array(sparse), B, weight), rho=10.0, l2=4.0, tol=1e-10)
     run = graph.run(steps=500, replicas=replicas, executor="serial")
     gram = sparse.T @ (weight[:, None] * sparse) + 4.0 * np.eye(FEATURES)
     assert run.status == "until"

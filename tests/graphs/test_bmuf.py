@@ -45,7 +45,13 @@ def loop(replicas, steps, period, zeta, eta, nesterov):
 @pytest.mark.parametrize("variant", ["classical", "nesterov"])
 def test_equals_the_recursion_of_the_paper(replicas, steps, period, variant):
     graph = bmuf.build(
-        MODEL, (X, Y), lr=0.3, batch_size=10, period=period, block_lr=0.8, block_momentum=0.6,
+        MODEL,
+        (X, Y),
+        lr=0.3,
+        batch_size=10,
+        period=period,
+        block_lr=0.8,
+        block_momentum=0.6,
         variant=variant,
     )
     run = graph.run(steps=steps, replicas=replicas, executor="serial")

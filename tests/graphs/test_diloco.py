@@ -60,9 +60,7 @@ def loop(replicas, steps, period, outer_lr=0.7, outer_momentum=0.9):
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("period", [1, 2, 3])
 def test_equals_a_plain_loop(replicas, steps, period):
-    graph = diloco.build(
-        MODEL, (X, Y), lr=0.02, weight_decay=0.1, batch_size=10, period=period
-    )
+    graph = diloco.build(MODEL, (X, Y), lr=0.02, weight_decay=0.1, batch_size=10, period=period)
     run = graph.run(steps=steps, replicas=replicas, executor="serial")
     anchor, local = loop(replicas, steps, period)
     assert_close(run.tables["anchor"], anchor)
@@ -72,7 +70,13 @@ def test_equals_a_plain_loop(replicas, steps, period):
 
 def test_without_outer_momentum_the_outer_step_is_plain():
     graph = diloco.build(
-        MODEL, (X, Y), lr=0.02, weight_decay=0.1, batch_size=10, period=2, outer_lr=1.0,
+        MODEL,
+        (X, Y),
+        lr=0.02,
+        weight_decay=0.1,
+        batch_size=10,
+        period=2,
+        outer_lr=1.0,
         outer_momentum=0.0,
     )
     run = graph.run(steps=7, replicas=2, executor="serial")

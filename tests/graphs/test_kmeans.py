@@ -25,10 +25,12 @@ def lloyd(rows, centres, steps):
     for _ in range(steps):
         distances = np.linalg.norm(rows[:, None] - centres[None], axis=2)
         nearest = distances.argmin(1)
-        centres = np.array([
-            rows[nearest == k].mean(0) if (nearest == k).any() else centres[k]
-            for k in range(len(centres))
-        ])
+        centres = np.array(
+            [
+                rows[nearest == k].mean(0) if (nearest == k).any() else centres[k]
+                for k in range(len(centres))
+            ]
+        )
     return centres
 
 

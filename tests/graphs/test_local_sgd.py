@@ -43,8 +43,13 @@ def loop(replicas, steps, period, outer_lr, outer_momentum):
 def test_equals_a_plain_loop(replicas, steps, period, outer):
     outer_lr, outer_momentum = outer
     graph = local_sgd.build(
-        MODEL, (X, Y), lr=0.3, batch_size=10, period=period,
-        outer_lr=outer_lr, outer_momentum=outer_momentum,
+        MODEL,
+        (X, Y),
+        lr=0.3,
+        batch_size=10,
+        period=period,
+        outer_lr=outer_lr,
+        outer_momentum=outer_momentum,
     )
     run = graph.run(steps=steps, replicas=replicas, executor="serial")
     anchor, local = loop(replicas, steps, period, outer_lr, outer_momentum)

@@ -138,8 +138,10 @@ def test_an_error_that_has_a_place_keeps_it() -> None:
 
 
 def test_an_exit_outside_of_a_step() -> None:
-    with pytest.raises(OperatorError, match=r"operator 'load': an operator must return"), \
-            contained("load"):
+    with (
+        pytest.raises(OperatorError, match=r"operator 'load': an operator must return"),
+        contained("load"),
+    ):
         raise SystemExit(1)
 
 

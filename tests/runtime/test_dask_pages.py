@@ -12,8 +12,21 @@ from tests.conformance.catalogue import CATALOGUE
 
 VOCABULARY = {
     f"flowml:{kind}"
-    for kind in ("load", "here", "map", "gradient", "aggregate", "update", "assign", "evaluate",
-                 "until", "table", "join", "superstep", "snapshot")
+    for kind in (
+        "load",
+        "here",
+        "map",
+        "gradient",
+        "aggregate",
+        "update",
+        "assign",
+        "evaluate",
+        "until",
+        "table",
+        "join",
+        "superstep",
+        "snapshot",
+    )
 }
 
 
@@ -44,7 +57,11 @@ def test_prefixes_are_a_fixed_vocabulary(executor: str, client: Client) -> None:
 
 def test_groups_of_tasks_are_operators(client: Client) -> None:
     groups, _ = seen_during(client, executor="tasks")
-    for wanted in ("flowml:gradient-gradient.", "flowml:aggregate-mean.", "flowml:update-update_w."):
+    for wanted in (
+        "flowml:gradient-gradient.",
+        "flowml:aggregate-mean.",
+        "flowml:update-update_w.",
+    ):
         assert any(g.startswith(wanted) for g in groups), (wanted, groups)
 
 

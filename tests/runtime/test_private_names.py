@@ -12,17 +12,28 @@ from flowml.runtime import _dask
 
 PACKAGE = Path(__file__).resolve().parents[2] / "flowml"
 PUBLIC = {
-    "dask", "dask.base", "dask.config", "dask.highlevelgraph", "dask.sizeof", "dask.task_spec",
-    "dask.typing", "dask.utils", "distributed", "distributed.diagnostics.plugin",
+    "dask",
+    "dask.base",
+    "dask.config",
+    "dask.highlevelgraph",
+    "dask.sizeof",
+    "dask.task_spec",
+    "dask.typing",
+    "dask.utils",
+    "distributed",
+    "distributed.diagnostics.plugin",
 }
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "_dask.py")
 
 
 @pytest.fixture(scope="module")
 def cluster_of_one():
-    with LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
-    ) as cluster, Client(cluster) as client:
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
         yield cluster, client
 
 
@@ -37,8 +48,11 @@ def dask_modules(path: Path) -> Iterator[tuple[int, str]]:
             found = [module, *(f"{module}.{name}" for name in private)]
         else:
             continue
-        yield from ((node.lineno, name) for name in found
-                    if name.partition(".")[0] in ("dask", "distributed"))
+        yield from (
+            (node.lineno, name)
+            for name in found
+            if name.partition(".")[0] in ("dask", "distributed")
+        )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -48,8 +62,11 @@ def test_only_one_file_imports_what_is_not_public(path):
 
 
 def test_every_function_of_the_file_says_what_it_wraps():
-    functions = [f for name, f in inspect.getmembers(_dask, inspect.isfunction)
-                 if f.__module__ == _dask.__name__ and not name.startswith("_")]
+    functions = [
+        f
+        for name, f in inspect.getmembers(_dask, inspect.isfunction)
+        if f.__module__ == _dask.__name__ and not name.startswith("_")
+    ]
     assert functions
     assert [f.__name__ for f in functions if not f.__doc__] == []
 
@@ -80,8 +97,10 @@ def test_a_scheduler_tells_workers_and_has_handlers(cluster_of_one):
     scheduler = cluster.scheduler
     assert isinstance(scheduler.handlers, dict)
     assert isinstance(scheduler.stream_handlers, dict)
-    assert client.run_on_scheduler(lambda dask_scheduler: _dask.tell_workers(dask_scheduler, {})) \
+    assert (
+        client.run_on_scheduler(lambda dask_scheduler: _dask.tell_workers(dask_scheduler, {}))
         is None
+    )
 
 
 def test_values_are_fetched_within_a_time(cluster_of_one):

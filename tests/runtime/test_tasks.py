@@ -32,19 +32,35 @@ RNG = np.random.default_rng(11)
 X = RNG.standard_normal((61, 5)).astype("float32")
 Y = RNG.integers(0, 3, 61)
 PREFIXES = {
-    f"flowml:{kind}" for kind in
-    ("load", "here", "map", "gradient", "aggregate", "update", "assign", "until", "evaluate",
-     "table")
+    f"flowml:{kind}"
+    for kind in (
+        "load",
+        "here",
+        "map",
+        "gradient",
+        "aggregate",
+        "update",
+        "assign",
+        "until",
+        "evaluate",
+        "table",
+    )
 }
 
 
 @pytest.fixture(scope="module")
 def local():
     """Two workers of two threads in this process, so that tests can look at the scheduler."""
-    with LocalCluster(
-        n_workers=2, threads_per_worker=2, processes=False, dashboard_address=":0",
-        silence_logs=logging.ERROR,
-    ) as cluster, Client(cluster) as client:
+    with (
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=2,
+            processes=False,
+            dashboard_address=":0",
+            silence_logs=logging.ERROR,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
         yield client
 
 
@@ -85,9 +101,10 @@ def assert_same(got, wanted):
     assert got.dropped_rows == wanted.dropped_rows
     for column in ("step", "replica", "loss"):
         np.testing.assert_array_equal(got.history[column], wanted.history[column])
-    for tables, others in ((got.tables, wanted.tables), *(
-        (got.snapshots[step], wanted.snapshots[step]) for step in wanted.snapshots
-    )):
+    for tables, others in (
+        (got.tables, wanted.tables),
+        *((got.snapshots[step], wanted.snapshots[step]) for step in wanted.snapshots),
+    ):
         leaves = zip(optree.tree_leaves(tables), optree.tree_leaves(others), strict=True)
         assert all(a.tobytes() == b.tobytes() for a, b in leaves)
 
@@ -156,9 +173,16 @@ def test_the_carried_state_can_be_set_down_in_the_middle(local, monkeypatch):
         known.append(len(local.cluster.scheduler.tasks))
 
     outer = fl.assign(anchor, kept)
-    graph = fl.Graph(moved, outer, fl.assign(own, outer),
-                     fl.update(fl.table("s", model.init(seed=1)), summed.every(5, keep="mean"),
-                               fl.sgd(0.1, momentum=0.5)))
+    graph = fl.Graph(
+        moved,
+        outer,
+        fl.assign(own, outer),
+        fl.update(
+            fl.table("s", model.init(seed=1)),
+            summed.every(5, keep="mean"),
+            fl.sgd(0.1, momentum=0.5),
+        ),
+    )
     plan = plan_of(graph, replicas=2)
     outcome = run(plan, local, Order(24, None, on_event=remember))
     assert_same(outcome, run_serial(plan, Order(24, None)))
@@ -167,8 +191,9 @@ def test_the_carried_state_can_be_set_down_in_the_middle(local, monkeypatch):
 
 def test_partitions_are_read_by_tasks_and_counted_where_nobody_knows(local, tmp_path):
     for number, rows in enumerate((9, 30, 1, 21)):
-        lines = [",".join(map(str, [*row, label]))
-                 for row, label in zip(X[:rows], Y[:rows], strict=True)]
+        lines = [
+            ",".join(map(str, [*row, label])) for row, label in zip(X[:rows], Y[:rows], strict=True)
+        ]
         (tmp_path / f"{number}.csv").write_text("\n".join(["a,b,c,d,e,y", *lines]) + "\n")
     source = fl.data.csv(str(tmp_path / "*.csv"), label="y")
     plan = plan_of(ssgd(source=source, batch_size=4), replicas=2)
@@ -184,8 +209,11 @@ def test_dask_collections_and_parts_in_memory(local):
     model = fl.models.softmax(5, 3)
     w = fl.table("w", model.init(seed=0))
     mean = fl.aggregate("mean", fl.gradient(model, w, fl.load(parts, batch_size=3)))
-    graph = fl.Graph(fl.update(w, mean, fl.sgd(0.1)), fl.evaluate(model.loss, w, parts, every=2),
-                     fl.evaluate(model.loss, w, blocks, every=3, name="blocks"))
+    graph = fl.Graph(
+        fl.update(w, mean, fl.sgd(0.1)),
+        fl.evaluate(model.loss, w, parts, every=2),
+        fl.evaluate(model.loss, w, blocks, every=3, name="blocks"),
+    )
     assert_like_serial(plan_of(graph, replicas=2), local, Order(6, None))
 
 
@@ -200,8 +228,9 @@ def test_functions_of_the_driver_reach_workers_in_other_processes(client):
 
 def test_a_request_to_stop_ends_between_windows(local):
     asked = iter([False, False, True])
-    outcome = run(plan_of(ssgd(every=100)), local, Order(500, None),
-                  should_stop=lambda: next(asked))
+    outcome = run(
+        plan_of(ssgd(every=100)), local, Order(500, None), should_stop=lambda: next(asked)
+    )
     assert outcome.status == "stopped"
     assert 3 <= outcome.steps < 500
     assert outcome.metrics[-1]["step"] == outcome.steps
@@ -336,8 +365,11 @@ def test_dask_shows_operators_under_a_fixed_vocabulary(local):
     ours = {group for group in seen if group.startswith("flowml")}
     assert {key_split((group, 0, 0)) for group in ours} <= PREFIXES
     assert {g.rpartition(".")[0] for g in ours} >= {
-        "flowml:load-load", "flowml:gradient-gradient", "flowml:aggregate-mean",
-        "flowml:update-update_w", "flowml:table-w",
+        "flowml:load-load",
+        "flowml:gradient-gradient",
+        "flowml:aggregate-mean",
+        "flowml:update-update_w",
+        "flowml:table-w",
     }
     prefixes = {p for p in local.cluster.scheduler.task_prefixes if "flowml" in p}
     assert prefixes <= PREFIXES
@@ -347,11 +379,17 @@ def test_each_rank_stays_on_its_worker(client):
     here = fl.map(lambda b, place: float(os.getpid()), fl.load((X, Y), batch_size=8), fl.here())
     table = fl.table("where", np.zeros(()), scope="replica")
     workers = sorted(client.nthreads())
-    outcome = run(plan_of(fl.Graph(fl.assign(table, here))), client, Order(2, None),
-                  workers=[workers[1], workers[0], workers[1]])
+    outcome = run(
+        plan_of(fl.Graph(fl.assign(table, here))),
+        client,
+        Order(2, None),
+        workers=[workers[1], workers[0], workers[1]],
+    )
     pids = client.run(os.getpid)
     assert [float(v) for v in outcome.tables["where"]] == [
-        pids[workers[1]], pids[workers[0]], pids[workers[1]],
+        pids[workers[1]],
+        pids[workers[0]],
+        pids[workers[1]],
     ]
 
 
@@ -362,10 +400,17 @@ def test_a_lost_worker_is_named_and_the_last_tables_are_kept():
             os._exit(1)
         return 1.0
 
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, worker_class=Nanny, dashboard_address=":0",
-        silence_logs=logging.CRITICAL, host="127.0.0.1",
-    ) as cluster, Client(cluster) as lone:
+    with (
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            worker_class=Nanny,
+            dashboard_address=":0",
+            silence_logs=logging.CRITICAL,
+            host="127.0.0.1",
+        ) as cluster,
+        Client(cluster) as lone,
+    ):
         workers = sorted(lone.nthreads())
         began = time.monotonic()
         outcome = run(plan_of(with_function(dies), replicas=2), lone, Order(20, None))
