@@ -185,24 +185,29 @@ class Graph:
         )
         line = ProgressLine(configuration.read("progress") if progress is None else progress)
         order = replace(order, on_event=_both(line, on_event))
-        if steps is None and epochs is None and not dry_run:
+        threads = positive("blas_threads", blas_threads) or configuration.read("blas-threads")
+        asked = Asked(self.logical, replicas, groups, threads, name, cluster, order)
+        if dry_run:
+            plan = _local_plan(asked)
+            return Run(self.logical, lambda stop: _dry(plan, order))
+        return Run(self.logical, _told(line, order, self._execution(asked)))
+
+    def _execution(self, asked: Asked) -> Execute:
+        """Return what runs it, after what can be refused at once."""
+        if asked.order.steps is None and asked.order.epochs is None:
             raise PlanError(
                 self.logical.label,
                 "a run needs steps= or epochs=",
                 "neither",
                 "For example graph.run(epochs=10).",
             )
-        threads = positive("blas_threads", blas_threads) or configuration.read("blas-threads")
-        if dry_run or name == "serial":
-            plan = compile_graph(self.logical, replicas or 1, groups, blas_threads=threads)
-            if dry_run:
-                return Run(self.logical, lambda stop: _dry(plan, order))
-            return Run(self.logical, _told(line, order, lambda stop: _serial(plan, order, stop)))
-        if replicas is not None:  # tell what is wrong before a cluster is looked for
-            compile_graph(self.logical, replicas, groups, blas_threads=threads)
-        asked = Asked(self.logical, replicas, groups, threads, name, cluster, order)
+        if asked.executor == "serial":
+            plan = _local_plan(asked)
+            return lambda stop: _serial(plan, asked.order, stop)
+        if asked.replicas is not None:  # tell what is wrong before a cluster is looked for
+            _local_plan(asked)
         leave_pool()
-        return Run(self.logical, _told(line, order, lambda stop: run_on_cluster(asked, stop)))
+        return lambda stop: run_on_cluster(asked, stop)
 
     def check_equivalent(
         self,
@@ -303,6 +308,12 @@ def _serial(plan: Plan, order: Order, stop: Callable[[], bool]) -> Outcome:
     order.tell(RunStarted("", plan.graph, "serial", plan.replicas, total))
     tell_notes(plan, order)
     return run_serial(plan, order, stop)
+
+
+def _local_plan(asked: Asked) -> Plan:
+    return compile_graph(
+        asked.graph, asked.replicas or 1, asked.groups, blas_threads=asked.blas_threads
+    )
 
 
 def _dry(plan: Plan, order: Order) -> Outcome:

@@ -18,8 +18,9 @@ from flowml.errors import PlanError
 from flowml.plan import Firing, Plan, PlanTable
 from flowml.runtime.blas import blas_threads
 from flowml.runtime.feeding import OneBatch, loads, local_feed, open_stream
+from flowml.runtime.operations import SerialState
 from flowml.runtime.outcome import Order
-from flowml.runtime.serial import SerialState, run_step
+from flowml.runtime.serial import run_step
 from flowml.runtime.tablestate import make_instance
 from flowml.types import Array
 

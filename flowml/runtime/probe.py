@@ -17,8 +17,9 @@ from flowml.runtime.blas import blas_threads
 from flowml.runtime.calls import Spot, returned
 from flowml.runtime.domain import reads_table_buffers
 from flowml.runtime.feeding import OneBatch
+from flowml.runtime.operations import SerialState
 from flowml.runtime.outcome import Order
-from flowml.runtime.serial import SerialState, run_step
+from flowml.runtime.serial import run_step
 from flowml.runtime.tablestate import make_instance
 from flowml.runtime.values import Value
 

@@ -8,47 +8,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 import numpy as np
 import optree
 
-from flowml.actions import Aggregate, Assign, Gradient, Here, Load, Map, Until, Update
-from flowml.data.share import random_seed
-from flowml.data.stream import BatchStream
 from flowml.errors import FlowmlError
 from flowml.events import Evaluated
-from flowml.layout import Layout, layout_of
-from flowml.plan import Firing, Plan, PlanOperator, loss_operator
-from flowml.reductions import reduce_slices
-from flowml.rules import At
+from flowml.plan import Firing, Plan, PlanOperator
 from flowml.runtime.blas import blas_threads
-from flowml.runtime.calls import (
-    Spot,
-    all_finite,
-    call,
-    call_gradient,
-    check_finite_loss,
-    check_outputs,
-    diverged,
-    is_true,
-    mismatch,
-    nonfinite,
-    number_of,
-    placed_errors,
-    returned,
-)
 from flowml.runtime.evaluation import evaluate_source
 from flowml.runtime.feeding import (
-    Feed,
     loads,
     local_feed,
     open_stream,
     steps_per_epoch,
     total_steps,
 )
+from flowml.runtime.operations import SerialState, operate
 from flowml.runtime.outcome import (
     HistoryBuilder,
     Order,
@@ -57,33 +33,9 @@ from flowml.runtime.outcome import (
     evaluation_due,
     history_block,
 )
-from flowml.runtime.place import Place
-from flowml.runtime.tablestate import TableInstance, make_instance
-from flowml.runtime.values import EMPTY, Kept, Value, agreed_examples, copied
+from flowml.runtime.tablestate import make_instance
+from flowml.runtime.values import Kept, Value, copied
 from flowml.types import Array
-
-Key = tuple[str, int, int]
-"""(operator, output, instance)."""
-
-
-@dataclass
-class SerialState:
-    """Everything that a serial run carries from step to step."""
-
-    plan: Plan
-    order: Order
-    firing: Firing
-    feeds: dict[str, Feed]
-    streams: dict[str, list[BatchStream]]
-    tables: dict[str, list[TableInstance]]
-    kept: dict[tuple[str, int, int], Kept] = field(default_factory=dict)
-    """By (reader, number of the input, instance of the source)."""
-    held: dict[tuple[str, int, int], Value] = field(default_factory=dict)
-    """Last value delivered, by (reader, number of the input, instance of the source)."""
-    now: dict[Key, Value] = field(default_factory=dict)
-    """What was made in this step."""
-    loss: dict[int, float] = field(default_factory=dict)
-    ended: bool = False
 
 
 def start(plan: Plan, order: Order) -> SerialState:
@@ -247,255 +199,6 @@ def _deliver(state: SerialState, reader: PlanOperator, step: int) -> None:
             state.held[key] = value
 
 
-def _inputs(state: SerialState, operator: PlanOperator, instance: int) -> list[Value]:
-    """Return the inputs of an instance that come from its own or a coarser scope."""
-    rank = state.plan.ranks_of(operator.scope, instance)[0]
-    return [
-        state.held[operator.name, n, state.plan.instance_of(state.plan.scope_of(p), rank)]
-        for n, p in enumerate(operator.inputs)
-    ]
-
-
 def _run(state: SerialState, operator: PlanOperator, instance: int, step: int) -> None:
     for output, value in enumerate(operate(state, operator, instance, step)):
         state.now[operator.name, output, instance] = value
-
-
-def operate(
-    state: SerialState, operator: PlanOperator, instance: int, step: int
-) -> tuple[Value, ...]:
-    """Return what one instance of an operator makes of what ``state`` holds for it."""
-    rank = state.plan.ranks_of(operator.scope, instance)[0]
-    spot = partial(Spot, operator, rank, step)
-    return _RUN[type(operator.action)](state, operator, instance, spot)
-
-
-Made = tuple[Value, ...]
-SpotOf = Callable[[], Spot]
-
-
-def _load(state: SerialState, operator: PlanOperator, instance: int, spot: SpotOf) -> Made:
-    with placed_errors(spot):
-        content, examples = state.streams[operator.name][instance].batch(spot().step)
-    return (Value(content, float(examples)) if examples else EMPTY,)
-
-
-def _here(state: SerialState, operator: PlanOperator, instance: int, spot: SpotOf) -> Made:
-    return (Value(place_of(state.plan, operator, instance, spot().step, state.order.seed), None),)
-
-
-def place_of(plan: Plan, operator: PlanOperator, rank: int, step: int, run_seed: int) -> Place:
-    """Return the record that ``fl.here`` gives to a replica in a step."""
-    action = operator.action
-    assert isinstance(action, Here)
-    entropy = (run_seed, action.seed, random_seed(operator.name))
-    return Place(rank, plan.replicas, plan.group_of[rank], step, entropy)
-
-
-def _examples(spot: SpotOf, values: list[Value]) -> float | None:
-    try:
-        return agreed_examples(values)
-    except ValueError as error:
-        raise returned(spot(), str(error), "") from error
-
-
-def _map(state: SerialState, operator: PlanOperator, instance: int, spot: SpotOf) -> Made:
-    assert isinstance(operator.action, Map)
-    values = _inputs(state, operator, instance)
-    examples = _examples(spot, values)
-    if examples == 0:
-        return (EMPTY,) * operator.outputs
-    result = call(spot, operator.action.function, *(v.content for v in values))
-    return tuple(Value(c, examples) for c in check_outputs(spot, result, operator.outputs))
-
-
-def _gradient(state: SerialState, operator: PlanOperator, instance: int, spot: SpotOf) -> Made:
-    action = operator.action
-    assert isinstance(action, Gradient)
-    values = _inputs(state, operator, instance)
-    examples = _examples(spot, values)
-    if examples == 0:
-        return (EMPTY,) * operator.outputs
-    params = [v.content for v in values[: action.tables]]
-    layouts = [layout_of(p) for p in params]
-    inputs = [v.content for v in values[action.tables :]]
-    loss, gradients, beside = call_gradient(spot, action, params, inputs, layouts)
-    if state.order.on_nonfinite == "stop":
-        check_finite_loss(spot, loss)
-    if operator.name == loss_operator(state.plan):
-        state.loss[instance] = loss
-    return tuple(Value(c, examples) for c in (*gradients, *beside))
-
-
-def _contributions(
-    state: SerialState, operator: PlanOperator, instance: int, spot: SpotOf
-) -> dict[int, tuple[Value, float]]:
-    """Return what an aggregate combines: values that stand for examples, and their weights."""
-    action = operator.action
-    found = {}
-    for source in state.plan.members(operator, instance):
-        value = state.held[operator.name, 0, source]
-        if value.empty:
-            continue
-        weight = 1.0
-        if isinstance(action, Aggregate) and action.weight == "handle":
-            given = state.held[operator.name, 1, source]
-            weight = (
-                0.0
-                if given.empty
-                else number_of(
-                    spot, given.content, "the weight must be one number", "Return a float."
-                )
-            )
-        elif isinstance(action, Aggregate) and action.weight == "examples":
-            weight = 1.0 if value.examples is None else value.examples
-        found[source] = (value, weight)
-    return found
-
-
-def _aggregate(state: SerialState, operator: PlanOperator, instance: int, spot: SpotOf) -> Made:
-    action = operator.action
-    assert isinstance(action, Aggregate)
-    found = _contributions(state, operator, instance, spot)
-    if not any(weight for _, weight in found.values()):
-        return (EMPTY,)
-    layout: Layout | None = None
-    flats: dict[int, tuple[Array, ...]] = {}
-    for source, (value, _) in found.items():
-        layout = layout or _layout(spot, value.content)
-        flats[source] = flatten(spot, layout, value.content, source)
-    assert layout is not None
-    out = layout.allocate()
-    tree = state.plan.tree(operator, instance)
-    weights = {source: weight for source, (_, weight) in found.items()}
-    for number, buffer in enumerate(out):
-        parts = {source: flat[number] for source, flat in flats.items()}
-        call(spot, reduce_slices, action.reduction, tree, parts, weights, buffer)
-    counts = [v.examples for v, _ in found.values()]
-    examples = None if None in counts else float(sum(c for c in counts if c is not None))
-    return (Value(layout.views(out, writeable=False), examples),)
-
-
-def _layout(spot: SpotOf, content: Any) -> Layout:
-    try:
-        return layout_of(content)
-    except TypeError as error:
-        raise returned(
-            spot(),
-            "values must be pytrees of numeric arrays",
-            str(error),
-            "Return NumPy arrays, or dicts, tuples and lists of them.",
-        ) from error
-
-
-def flatten(spot: SpotOf, layout: Layout, content: Any, source: int) -> tuple[Array, ...]:
-    """Return the flat buffers of a value that must fit ``layout``."""
-    wrong = mismatch(layout, content)
-    if wrong is not None:
-        raise returned(
-            spot(),
-            "values of all members must have the same structure, shapes and "
-            f"dtypes; member {source} differs",
-            wrong,
-            "Return arrays of one shape and dtype.",
-        )
-    buffers = layout.allocate()
-    layout.write(content, buffers)
-    return buffers
-
-
-def _write(state: SerialState, operator: PlanOperator, instance: int, spot: SpotOf) -> Made:
-    """Apply one value, or under a push the value of each member in order."""
-    table = state.tables[str(operator.writes)][instance]
-    if state.plan.combines(operator):
-        values = [state.held[operator.name, 0, s] for s in state.plan.members(operator, instance)]
-    else:
-        values = _inputs(state, operator, instance)[:1]
-    for writer, value in enumerate(values):
-        if not value.empty:
-            out = _written(operator, table, value, writer, spot)
-            if state.order.on_nonfinite == "stop" and not all_finite(out):
-                raise _not_finite(state, operator, instance, table.layout, out, spot)
-            table.latest = out
-    return (Value(table.view(table.latest), None),)
-
-
-def _written(
-    operator: PlanOperator, table: TableInstance, value: Value, writer: int, spot: SpotOf
-) -> tuple[Array, ...]:
-    wrong = mismatch(table.layout, value.content)
-    if wrong is not None:
-        raise returned(
-            spot(),
-            f"what is written to table {operator.writes!r} must have its "
-            "structure, shapes and dtypes",
-            wrong,
-            "Cast or reshape it before.",
-        )
-    flat = table.layout.allocate()
-    table.layout.write(value.content, flat)
-    out = table.layout.allocate()
-    if isinstance(operator.action, Assign):
-        out = flat
-    else:
-        rule = table.rules[operator.name]
-        at = At(spot().step, rule.applied, 0, writer, value.examples or 0.0)
-        call(spot, rule.apply, table.latest, flat, at, out)
-    return out
-
-
-def _not_finite(
-    state: SerialState,
-    operator: PlanOperator,
-    instance: int,
-    layout: Layout,
-    out: tuple[Array, ...],
-    spot: SpotOf,
-) -> FlowmlError:
-    """Return the error for a write that would make a table infinite or NaN.
-
-    Notes
-    -----
-    It names the replica whose value was not finite, where the write combines several.
-    """
-    plan, port, combining = state.plan, operator.inputs[0], operator
-    if not plan.combines(operator) and not port.table:
-        source = plan.operator(port.source)
-        combining = source if isinstance(source.action, Aggregate) else operator
-    source_port = combining.inputs[0]
-    for member in plan.members(combining, instance) if plan.combines(combining) else ():
-        value = state.held[combining.name, 0, member]
-        flat = () if value.empty else layout.flat(value.content)
-        if not all_finite(flat):
-            made_by = combining if source_port.table else plan.operator(source_port.source)
-            rank = plan.ranks_of(plan.scope_of(source_port), member)[0]
-            return diverged(
-                Spot(made_by, rank, spot().step),
-                "its value must be finite",
-                nonfinite(layout, flat),
-            )
-    return diverged(
-        spot(),
-        f"what this write makes of table {operator.writes!r} must be finite",
-        nonfinite(layout, out),
-    )
-
-
-def _until(state: SerialState, operator: PlanOperator, instance: int, spot: SpotOf) -> Made:
-    assert isinstance(operator.action, Until)
-    value = _inputs(state, operator, instance)[0]
-    if not value.empty and is_true(spot, operator.action.function, value.content):
-        state.ended = True
-    return ()
-
-
-_RUN: dict[type, Callable[[SerialState, PlanOperator, int, SpotOf], Made]] = {
-    Load: _load,
-    Here: _here,
-    Map: _map,
-    Gradient: _gradient,
-    Aggregate: _aggregate,
-    Update: _write,
-    Assign: _write,
-    Until: _until,
-}

@@ -20,7 +20,7 @@ from flowml.layout import layout_of
 from flowml.plan import Firing, Plan, PlanOperator
 from flowml.runtime.calls import Spot, all_finite
 from flowml.runtime.evaluation import evaluate_source
-from flowml.runtime.serial import SerialState, flatten, operate
+from flowml.runtime.operations import SerialState, flatten, operate
 from flowml.runtime.tablestate import RuleState, TableInstance, make_instance, whole
 from flowml.runtime.tasksetting import on_worker
 from flowml.runtime.taskshipment import Shipment, Shipped

@@ -20,7 +20,7 @@ from flowml.plan import PlanOperator
 from flowml.reductions import Tree, reduce_slices
 from flowml.reductions import partial as partial_sum
 from flowml.runtime.calls import Spot, all_finite, call, number_of, returned
-from flowml.runtime.serial import flatten
+from flowml.runtime.operations import flatten
 from flowml.runtime.tasksetting import on_worker
 from flowml.runtime.taskshipment import Shipment
 from flowml.runtime.taskvalues import Between, Flat, aligned, value_of
