@@ -7,11 +7,16 @@ on the worker back, and what the rank uses is let go when it comes out.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
+
+from flowml.errors import FlowmlError
+
+logger = logging.getLogger(__name__)
 
 LEAVE_SECONDS = 1.0
 """How long a task waits for its threads to come out once they were told to."""
@@ -77,7 +82,9 @@ class Crew:
         try:
             errand.result = errand.function()
         except BaseException as error:  # whatever it is, the task raises it
-            errand.error = error
+            if not isinstance(error, FlowmlError):
+                logger.exception("a thread of %s failed", self._name)
+            errand.error = without_frames(error)
         with self._changed:
             errand.finished = True
             self._inside -= 1
@@ -102,3 +109,20 @@ class Crew:
             inside = self._inside
         if not inside:  # in a thread too: this may be an event loop, and readers are waited for
             threading.Thread(target=self._release, name=f"{self._name} close", daemon=True).start()
+
+
+def without_frames(error: BaseException) -> BaseException:
+    """Let go of the frames that an exception, and what it came from, went through.
+
+    Notes
+    -----
+    Dask keeps an exception long after its task, and frames would keep all that the run had open:
+    its memory stays mapped as long as one array on it is reachable.
+    """
+    pending: list[BaseException | None] = [error]
+    while pending:
+        found = pending.pop()
+        if found is not None:
+            pending += [found.__cause__, found.__context__]
+            found.__traceback__ = found.__cause__ = found.__context__ = None
+    return error

@@ -29,6 +29,7 @@ from flowml.errors import (
     StalledError,
     WorkerLostError,
 )
+from flowml.plan import Plan
 from flowml.protocol.failures import Aborted, PeerLost
 from flowml.protocol.superstep import Verdict
 from flowml.runtime.board import Board
@@ -137,7 +138,7 @@ class Gang:
         errands = self._crew.run(functions)
         errors = [e.error for e in errands if e.error is not None]
         if errors or not all(e.finished for e in errands):
-            raise first_cause([*errors, *self._gone])
+            raise first_cause([*errors, *self._gone], self.spec.plan)
         return [e.result for e in errands]
 
     def _meet(self, listener: HostListener | None) -> None:
@@ -382,19 +383,22 @@ class Gang:
         self.watch = None
 
 
-def first_cause(errors: Sequence[BaseException]) -> BaseException:
+def first_cause(errors: Sequence[BaseException], plan: Plan) -> BaseException:
     """Return the error that the others followed from.
 
     Notes
     -----
-    An operator's own error first, of several the earliest step's and lowest replica's; then
-    stalls, lost workers, and what is not ours; a rank that was told to leave (Aborted,
+    An operator's own error first, of several that of the earliest step, operator and replica;
+    then stalls, lost workers, and what is not ours; a rank that was told to leave (Aborted,
     StaleRunError) only if nothing else is known.
     """
+    names = [operator.name for operator in plan.operators]
 
-    def order(error: BaseException) -> tuple[int, int, int]:
+    def order(error: BaseException) -> tuple[int, int, int, int]:
         fields = error.fields if isinstance(error, FlowmlError) else {}
-        return _weight(error), int(fields.get("step", 0)), int(fields.get("replica", 0))
+        name = fields.get("operator")
+        place = names.index(name) if name in names else len(names)
+        return (_weight(error), int(fields.get("step", 0)), place, int(fields.get("replica", 0)))
 
     return min(errors, key=order)
 

@@ -17,6 +17,7 @@ from typing import Any
 from distributed import Client, Future, wait
 
 from flowml.errors import FlowmlError, OperatorError, PlanError, StaleRunError, WorkerLostError
+from flowml.plan import Plan
 from flowml.protocol.failures import Aborted
 from flowml.runtime import remote
 from flowml.runtime._dask import run_within, start_gathering
@@ -44,6 +45,7 @@ class Oversight:
 
     Attributes
     ----------
+    plan : Plan
     run : str
     ranks : mapping of str to tuple of int
         Ranks of each worker, by address.
@@ -58,6 +60,7 @@ class Oversight:
     """
 
     client: Client
+    plan: Plan
     run: str
     ranks: dict[str, tuple[int, ...]]
     deadline_seconds: float
@@ -210,7 +213,7 @@ class Oversight:
         self.abort("another replica failed")
         self._settle(futures)
         errors = [error_of(f, operator) for f in futures if f.status not in ("finished", "pending")]
-        cause = first_cause(errors)
+        cause = first_cause(errors, self.plan)
         if isinstance(cause, WorkerLostError) and cause.worker:
             return self._lost(cause.worker, futures, operator)
         if isinstance(cause, Aborted | StaleRunError | WorkerLostError):

@@ -78,6 +78,7 @@ class Resident:
         self.outcome = Outcome(self.plan)
         self.oversight = Oversight(
             self.client,
+            self.plan,
             name,
             {
                 w: tuple(r for r, a in enumerate(addresses) if a == w)

@@ -107,7 +107,11 @@ def test_an_update_that_is_not_finite(transport: str, pair: Bed) -> None:
 
     error = failure(training(between=overflow).start(steps=40, replicas=2))
     assert isinstance(error, DivergedError)
-    assert (error.operator, error.replica, error.step) == ("between", 1, 5)
+    assert error.step == 5
+    # Replica 0 sees only the sum of the other host, and may be the first to refuse it.
+    assert (error.operator, error.replica) == ("between", 1) or (
+        transport == "rpc" and (error.operator, error.replica) == ("update", 0)
+    )
     assert error.run.steps == 5
     assert_serial(error.run, training(between=lambda grads, place: grads), 2)
 
