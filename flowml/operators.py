@@ -31,6 +31,7 @@ from flowml.data import Source, as_source
 from flowml.differentiate import loss_gradient
 from flowml.edges import Edge
 from flowml.errors import FlowmlError, GraphError
+from flowml.graph import coarser
 from flowml.handles import Declared, DeclaredTable, Handle
 from flowml.layout import freeze, layout_of
 from flowml.reductions import Reduction, reduction
@@ -253,7 +254,7 @@ def aggregate(
     where = f"aggregate {name or chosen.name!r} ({site})"
     if within is not None:
         _check_scope(where, "within", within)
-    handles = _check_handles(where, (values,))
+    handles = _check_handles(where, (_each(values, GLOBAL, site),))
     weighing: Literal["examples", "equal", "handle"] = "examples"
     if isinstance(weight, Handle):
         handles, weighing = (*handles, weight), "handle"
@@ -290,7 +291,7 @@ def update(table: Handle, values: Handle, rule: Rule, *, name: str | None = None
             repr(rule),
             "For example fl.sgd(lr=0.1).",
         )
-    handles = _check_handles(where, (values,)) + _ids(table)
+    handles = _check_handles(where, (_each(values, target.scope, site),)) + _ids(table)
     action = Update(target.name, rule)
     suggested = f"update_{target.name}"
     return Handle(Declared("update", action, handles, 1, name, suggested, site, target))
@@ -349,6 +350,27 @@ def _handles(declared: Declared) -> Handle | tuple[Handle, ...]:
     if declared.outputs == 1:
         return Handle(declared)
     return tuple(Handle(declared, i) for i in range(declared.outputs))
+
+
+def _each(values: Handle, scope: str, site: Site) -> Handle:
+    """Return the value that each instance of a table of a finer scope holds.
+
+    Notes
+    -----
+    What replicas combine is what their operators make; a table of theirs is read by one.
+    """
+    if not isinstance(values, Handle) or not isinstance(values.of, DeclaredTable):
+        return values
+    if not coarser(scope, values.of.scope):
+        return values
+    source = replace(values, edge=replace(values.edge, members=None))
+    read = Declared("map", Map(as_read), (source,), 1, None, f"read_{values.of.name}", site)
+    return Handle(read, edge=Edge(members=values.edge.members))
+
+
+def as_read(value: Pytree) -> Pytree:
+    """Return a table as it was read."""
+    return value
 
 
 def _ids(target: Handle) -> tuple[Handle, ...]:

@@ -260,6 +260,18 @@ def test_a_handle_shows_what_it_is_of() -> None:
     assert repr(fl.here()) == f"<here 'here' (test_operators.py:{line()})>"
 
 
+def test_a_table_of_replicas_is_read_by_each_before_it_is_combined() -> None:
+    local, w = fl.table("local", np.zeros(3), scope="replica"), fl.table("w", np.zeros(3))
+    mean = declared(fl.aggregate("mean", local.every(3).quorum(2)))
+    read = declared(mean.inputs[0])
+    assert (read.kind, read.suggested, read.site) == ("map", "read_local", mean.site)
+    assert (mean.inputs[0].edge, read.inputs[0].edge) == (Edge().quorum(2), Edge().every(3))
+    assert declared(declared(fl.update(w, local, fl.add())).inputs[0]).suggested == "read_local"
+    assert declared(fl.update(local, local, fl.add())).inputs[0] is local
+    assert declared(fl.update(local, w, fl.add())).inputs[0] is w
+    assert declared(fl.assign(local, w)).inputs[0] is w
+
+
 def test_the_target_of_a_write_may_name_rows() -> None:
     w, rows = fl.table("w", np.zeros(3)), fl.load(X, batch_size=2)
     made = declared(fl.update(w.at(rows), rows, fl.add()))

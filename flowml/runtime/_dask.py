@@ -123,8 +123,8 @@ def _missing(answer: Any) -> bool:
 
 
 def silences(scheduler: Any, workers: Sequence[str]) -> dict[str, float]:
-    """Return the seconds since the last sign of life of each worker that has missed three."""
+    """Return the seconds since the last heartbeat of each worker that has missed ten."""
     beat = heartbeat_interval(len(scheduler.workers))
     now = time()
     found = {w: now - scheduler.workers[w].last_seen for w in workers if w in scheduler.workers}
-    return {w: seconds for w, seconds in found.items() if seconds > 3 * beat}
+    return {w: seconds for w, seconds in found.items() if seconds > 10 * beat}

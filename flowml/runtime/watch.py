@@ -101,7 +101,7 @@ class Watch:
         found = self.overdue(worker)
         if found is not None:
             raise found
-        deadline = max(self._spec.order.deadline_seconds, 2 * BEAT_SECONDS)
+        deadline = max(self._spec.order.deadline_seconds, 4 * BEAT_SECONDS)
         member = self._spec.member(worker)
         silence = self._board.silence(member)
         if worker == self._worker or silence <= deadline or waited < deadline:

@@ -54,7 +54,7 @@ def test_all_replicas_over_their_limit(pair: Bed) -> None:
 def test_an_operator_that_merely_takes_long(transport: str, pair: Bed) -> None:
     """Its process gives signs of life all the time."""
     trap = Trap("sleep", seconds=4.0)
-    run = training(trap).start(steps=10, replicas=2, deadline="1s").wait(WAIT_SECONDS)
+    run = training(trap).start(steps=10, replicas=2, deadline="2s").wait(WAIT_SECONDS)
     assert run.status == "done"
     assert_serial(run, training(), 2)
 

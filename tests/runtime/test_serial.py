@@ -287,6 +287,18 @@ def test_a_push_into_a_group_takes_its_own_ranks_only() -> None:
     assert [float(v) for v in run.tables["w"]] == [1 + 4, 2 + 3]
 
 
+def test_tables_of_replicas_are_averaged_and_pushed_like_values() -> None:
+    w, v = cell("w"), cell("v")
+    local = fl.table("local", lambda here: np.array(here.replica + 1.0), scope="replica")
+    x = fl.load(parted(1, 1, 1), batch_size=1)
+    moved = fl.update(local, fl.map(lambda x: np.array(10.0), x), fl.add())
+    sinks = (moved, fl.assign(w, fl.aggregate("mean", local)), fl.update(v, local, fl.add()))
+    assert kept_values(sinks, w, 2, replicas=3) == [2, 12]
+    assert kept_values(sinks, v, 2, replicas=3) == [6, 6 + 36]
+    slow = (moved, fl.assign(w, fl.aggregate("sum", local.every(2))))
+    assert kept_values(slow, w, 4, replicas=3) == [6, 6, 66, 66]
+
+
 def test_a_coarser_value_is_written_to_each_finer_table() -> None:
     local, x = cell("local", scope="replica"), fl.load(parted(1, 3), batch_size=3)
     mean = fl.aggregate("mean", fl.map(lambda x, h: np.array(float(h.replica)), x, fl.here()))
