@@ -6,11 +6,8 @@ no hidden global graph: :class:`flowml.Graph` collects what its sinks depend on.
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from collections.abc import Sequence
 from dataclasses import replace
-from numbers import Integral
 from typing import Any, Literal
 
 from flowml.actions import (
@@ -27,10 +24,22 @@ from flowml.actions import (
     Until,
     Update,
 )
-from flowml.data import Source, as_source
+from flowml.arguments import (
+    check_arity,
+    check_callable,
+    check_differentiable,
+    check_handles,
+    check_rule,
+    check_scope,
+    frequency,
+    source_of,
+    table_label,
+    target_of,
+    whole,
+)
 from flowml.differentiate import loss_gradient
 from flowml.edges import Edge
-from flowml.errors import FlowmlError, GraphError
+from flowml.errors import GraphError
 from flowml.graph import coarser
 from flowml.handles import Declared, DeclaredTable, Handle
 from flowml.layout import freeze, layout_of
@@ -71,7 +80,7 @@ def load(
     site = calling_site()
     where = f"load {name or 'load'!r} ({site})"
     if batch_size is not None:
-        batch_size = _whole(
+        batch_size = whole(
             where,
             "batch_size",
             batch_size,
@@ -86,11 +95,11 @@ def load(
             "Aggregate what the replicas load instead.",
         )
     action = Load(
-        _source(where, source),
+        source_of(where, source),
         batch_size,
         bool(shuffle),
         bool(drop_last),
-        _whole(where, "seed", seed, 0, "It chooses the order of the rows."),
+        whole(where, "seed", seed, 0, "It chooses the order of the rows."),
         scope,
     )
     return Handle(Declared("load", action, (), 1, name, "load", site))
@@ -117,9 +126,9 @@ def table(
         If a leaf is no numeric array.
     """
     site = calling_site()
-    where = _check_table(name, scope, site)
+    where = table_label(name, scope, site)
     if on is not None:
-        on = _whole(where, "on", on, 0, "It is the rank of a replica.")
+        on = whole(where, "on", on, 0, "It is the rank of a replica.")
     if not callable(init):
         try:
             layout_of(init)
@@ -145,15 +154,15 @@ def sparse_table(
         Length of a row.
     """
     site = calling_site()
-    where = _check_table(name, scope, site)
-    dim = _whole(where, "dim", dim, 1, "It is the length of a row.")
+    where = table_label(name, scope, site)
+    dim = whole(where, "dim", dim, 1, "It is the length of a row.")
     return Handle(DeclaredTable(name, SparseRows(dim, init, dtype), scope, None, site))
 
 
 def here(seed: int = 0) -> Handle:
     """Return the place of an instance: ``replica, replicas, group, clock`` and ``.rng()``."""
     site = calling_site()
-    number = _whole(f"here ({site})", "seed", seed, 0, "It chooses the random stream.")
+    number = whole(f"here ({site})", "seed", seed, 0, "It chooses the random stream.")
     return Handle(Declared("here", Here(number), (), 1, None, "here", site))
 
 
@@ -175,10 +184,10 @@ def map(fn: Function, *inputs: Handle, outputs: int = 1, name: str | None = None
     suggested = getattr(fn, "__name__", "map")
     suggested = suggested if suggested.isidentifier() else "map"
     where = f"map {name or suggested!r} ({site})"
-    _check_callable(where, fn)
-    handles = _check_handles(where, inputs)
-    outputs = _whole(where, "outputs", outputs, 1, "It says how many values fn returns.")
-    _check_arity(where, fn, len(handles))
+    check_callable(where, fn)
+    handles = check_handles(where, inputs)
+    outputs = whole(where, "outputs", outputs, 1, "It says how many values fn returns.")
+    check_arity(where, fn, len(handles))
     return _handles(Declared("map", Map(fn), handles, outputs, name, suggested, site))
 
 
@@ -211,14 +220,14 @@ def gradient(
     where = f"gradient {name or 'gradient'!r} ({site})"
     packed = isinstance(tables, tuple | list)
     sources = tuple(tables) if isinstance(tables, tuple | list) else (tables,)
-    handles = _check_handles(where, (*sources, *inputs))
-    _check_differentiable(where, sources)
+    handles = check_handles(where, (*sources, *inputs))
+    check_differentiable(where, sources)
     if hasattr(f, "value_and_grad"):
         model = f
-        _check_arity(where, f.value_and_grad, 1 + len(inputs))
+        check_arity(where, f.value_and_grad, 1 + len(inputs))
     else:
-        _check_callable(where, f)
-        _check_arity(where, f, 1 + len(inputs))
+        check_callable(where, f)
+        check_arity(where, f, 1 + len(inputs))
         model = loss_gradient(f, aux=aux)
     action = Gradient(model, len(sources), packed, aux)
     declared = Declared("gradient", action, handles, len(sources) + aux, name, "gradient", site)
@@ -253,8 +262,8 @@ def aggregate(
         raise GraphError(where, error.required, error.got, error.fix) from error
     where = f"aggregate {name or chosen.name!r} ({site})"
     if within is not None:
-        _check_scope(where, "within", within)
-    handles = _check_handles(where, (_each(values, GLOBAL, site),))
+        check_scope(where, "within", within)
+    handles = check_handles(where, (_each(values, GLOBAL, site),))
     weighing: Literal["examples", "equal", "handle"] = "examples"
     if isinstance(weight, Handle):
         handles, weighing = (*handles, weight), "handle"
@@ -275,23 +284,10 @@ def aggregate(
 def update(table: Handle, values: Handle, rule: Rule, *, name: str | None = None) -> Handle:
     """Change a table by a rule; returns the table after it, in the same step."""
     site = calling_site()
-    target = _target("update", table, site)
+    target = target_of("update", table, site)
     where = f"update of {target.name!r} ({site})"
-    if callable(rule) and not isinstance(rule, Rule):
-        raise GraphError(
-            where,
-            "the third argument must be a rule, made by a call",
-            getattr(rule, "__name__", "a function"),
-            "For example fl.sgd(lr=0.1).",
-        )
-    if not isinstance(rule, Rule):
-        raise GraphError(
-            where,
-            "the third argument must be a rule",
-            repr(rule),
-            "For example fl.sgd(lr=0.1).",
-        )
-    handles = _check_handles(where, (_each(values, target.scope, site),)) + _ids(table)
+    check_rule(where, rule)
+    handles = check_handles(where, (_each(values, target.scope, site),)) + _ids(table)
     action = Update(target.name, rule)
     suggested = f"update_{target.name}"
     return Handle(Declared("update", action, handles, 1, name, suggested, site, target))
@@ -300,8 +296,8 @@ def update(table: Handle, values: Handle, rule: Rule, *, name: str | None = None
 def assign(table: Handle, values: Handle, *, name: str | None = None) -> Handle:
     """Replace a table by a value; returns the table after it, in the same step."""
     site = calling_site()
-    target = _target("assign", table, site)
-    handles = _check_handles(f"assign of {target.name!r} ({site})", (values,)) + _ids(table)
+    target = target_of("assign", table, site)
+    handles = check_handles(f"assign of {target.name!r} ({site})", (values,)) + _ids(table)
     suggested = f"assign_{target.name}"
     return Handle(
         Declared("assign", Assign(target.name), handles, 1, name, suggested, site, target)
@@ -328,11 +324,11 @@ def evaluate(
     site = calling_site()
     suggested = getattr(fn, "__name__", "evaluate")
     where = f"evaluate {name or suggested!r} ({site})"
-    _check_callable(where, fn)
-    _check_arity(where, fn, 2)
-    handles = _check_handles(where, (table,))
-    count, unit = _frequency(where, every)
-    action = Evaluate(fn, _source(where, source), count, unit)
+    check_callable(where, fn)
+    check_arity(where, fn, 2)
+    handles = check_handles(where, (table,))
+    count, unit = frequency(where, every)
+    action = Evaluate(fn, source_of(where, source), count, unit)
     return Handle(Declared("evaluate", action, handles, 1, name, suggested, site))
 
 
@@ -340,9 +336,9 @@ def until(fn: Function, value: Handle, *, name: str | None = None) -> Handle:
     """End the run after the first step where ``fn(value)`` is true."""
     site = calling_site()
     where = f"until {name or 'until'!r} ({site})"
-    _check_callable(where, fn)
-    _check_arity(where, fn, 1)
-    handles = _check_handles(where, (value,))
+    check_callable(where, fn)
+    check_arity(where, fn, 1)
+    handles = check_handles(where, (value,))
     return Handle(Declared("until", Until(fn), handles, 1, name, "until", site))
 
 
@@ -375,141 +371,3 @@ def as_read(value: Pytree) -> Pytree:
 
 def _ids(target: Handle) -> tuple[Handle, ...]:
     return (target.edge.ids,) if target.edge.ids is not None else ()
-
-
-def _target(verb: str, table: Any, site: Site) -> DeclaredTable:
-    if isinstance(table, Handle) and isinstance(table.of, DeclaredTable):
-        if replace(table.edge, ids=None) != Edge():
-            raise GraphError(
-                f"{verb} of {table.of.name!r} ({site})",
-                "the target of a write promises nothing",
-                table.edge.describe(),
-                "Mark the value that is written instead.",
-            )
-        return table.of
-    got = table.of.label if isinstance(table, Handle) else f"a {type(table).__name__}"
-    raise GraphError(
-        f"{verb} ({site})",
-        "the first argument must be a table",
-        got,
-        f"Name the table that it writes: fl.{verb}(fl.table('w', ...), values, ...).",
-    )
-
-
-def _check_handles(where: str, inputs: Sequence[Any]) -> tuple[Handle, ...]:
-    for number, value in enumerate(inputs, 1):
-        if not isinstance(value, Handle):
-            raise GraphError(
-                where,
-                f"input {number} must be a handle (from fl.load, fl.map, fl.table ...)",
-                f"a {type(value).__name__}",
-                "Close over constants, or load data with fl.load.",
-            )
-    return tuple(inputs)
-
-
-def _check_callable(where: str, fn: Any) -> None:
-    if not callable(fn):
-        raise GraphError(
-            where,
-            "the first argument must be a function",
-            f"a {type(fn).__name__}",
-            "Pass the function itself, or a lambda.",
-        )
-
-
-def _check_differentiable(where: str, sources: Sequence[Handle]) -> None:
-    fix = "For example fl.gradient(model, fl.table('w', ...), batch)."
-    if not sources:
-        raise GraphError(where, "at least one table is needed", "an empty tuple", fix)
-    for source in sources:
-        if isinstance(source.of, Declared) and source.of.kind in ("load", "here"):
-            raise GraphError(
-                where,
-                "the second argument must be a table, or what a write of one returned",
-                source.of.label,
-                fix,
-            )
-
-
-def _check_table(name: Any, scope: Any, site: Site) -> str:
-    """Return what messages call a table, refusing a name or a scope that is none."""
-    where = f"table {name!r} ({site})"
-    if not isinstance(name, str) or not name:
-        raise GraphError(
-            where, "a table needs a name", repr(name), "Call it like fl.table('w', ...)."
-        )
-    _check_scope(where, "scope", scope)
-    return where
-
-
-def _check_scope(where: str, word: str, scope: Any) -> None:
-    """Refuse what is no name, and a misspelt one: any other word names a group."""
-    if not isinstance(scope, str) or not scope:
-        raise GraphError(
-            where, f"{word} must be a name", repr(scope), 'Use "host" or a group\'s name.'
-        )
-    known = (GLOBAL, REPLICA)
-    near = difflib.get_close_matches(scope.lower(), known, n=1, cutoff=0.8)
-    if scope not in known and near:
-        raise GraphError(
-            where,
-            f'{word} must be "global", "replica", "host" or a group\'s name',
-            repr(scope),
-            f"Did you mean {near[0]!r}?",
-        )
-
-
-def _source(where: str, source: Any) -> Source:
-    try:
-        return as_source(source)
-    except GraphError as error:
-        raise GraphError(where, error.required, error.got, error.fix) from error
-    except FlowmlError as error:
-        raise type(error)(
-            f"{where}: {error.where}", error.required, error.got, error.fix, **error.fields
-        ) from error
-
-
-def _check_arity(where: str, fn: Function, count: int) -> None:
-    try:
-        signature = inspect.signature(fn)
-    except (TypeError, ValueError):  # ufuncs and other builtins do not say what they take
-        return
-    try:
-        signature.bind(*range(count))
-    except TypeError as error:
-        bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
-        raise GraphError(
-            where,
-            f"{getattr(fn, '__name__', 'the function')}{inspect.Signature(bare)} must take "
-            f"its {count} input{'' if count == 1 else 's'}",
-            str(error),
-            "Add or remove inputs.",
-        ) from error
-
-
-def _frequency(where: str, every: int | str) -> tuple[int, Literal["steps", "epochs"]]:
-    count: Any = every
-    unit: Literal["steps", "epochs"] = "steps"
-    if isinstance(every, str):
-        number, _, word = every.strip().partition(" ")
-        count = int(number) if number.isdigit() else 0
-        if word in ("epoch", "epochs"):
-            unit = "epochs"
-        elif word not in ("step", "steps"):
-            count = 0
-    if not isinstance(count, Integral) or isinstance(count, bool) or count < 1:
-        raise GraphError(
-            where,
-            'every must be steps >= 1, or like "1 epoch"',
-            repr(every),
-            'For example every=100 or every="1 epoch".',
-        )
-    return int(count), unit
-
-
-def _whole(where: str, word: str, value: Any, least: int, fix: str) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise GraphError(where, f"{word} must be an integer >= {least}", repr(value), fix)
-    return int(value)

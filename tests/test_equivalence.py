@@ -20,8 +20,12 @@ HERE = "test_equivalence.py"
 
 
 def graph(
-    rule: Any = None, how: Any = "mean", dtype: str = "float64", source: Any = None,
-    weight: Any = None, **load: Any,
+    rule: Any = None,
+    how: Any = "mean",
+    dtype: str = "float64",
+    source: Any = None,
+    weight: Any = None,
+    **load: Any,
 ) -> fl.Graph:
     model = fl.models.softmax(3, 2, dtype=dtype)
     w = fl.table("w", model.init(seed=1))
@@ -39,11 +43,13 @@ def pushes(rule: Any) -> fl.Graph:
 
 def kmeans() -> fl.Graph:
     centres = fl.table("centres", X[:2])
-    near = fl.map(lambda c, x: {"n": np.array(len(x)), "s": x.sum(0)}, centres,
-                  fl.load(X, batch_size=None))
+    near = fl.map(
+        lambda c, x: {"n": np.array(len(x)), "s": x.sum(0)}, centres, fl.load(X, batch_size=None)
+    )
     total = fl.aggregate("sum", near)
-    return fl.Graph(fl.assign(centres, fl.map(
-        lambda c, t: c * 0 + t["s"] / t["n"], centres, total)))
+    return fl.Graph(
+        fl.assign(centres, fl.map(lambda c, t: c * 0 + t["s"] / t["n"], centres, total))
+    )
 
 
 def local_sgd() -> fl.Graph:
@@ -86,8 +92,9 @@ def test_a_mean_by_examples_is_equivalent(
 def test_groups_make_no_difference() -> None:
     model = fl.models.softmax(3, 2, dtype="float64")
     w = fl.table("w", model.init(seed=1))
-    inside = fl.aggregate("mean", fl.gradient(model, w, fl.load((X, Y), batch_size=4)),
-                          within="rack")
+    inside = fl.aggregate(
+        "mean", fl.gradient(model, w, fl.load((X, Y), batch_size=4)), within="rack"
+    )
     two = fl.Graph(fl.update(w, fl.aggregate("mean", inside), fl.sgd(0.1)))
     assert two.check_equivalent(5, groups=2) <= 1e-12
 
@@ -100,8 +107,9 @@ def noisy() -> fl.Graph:
     model = fl.models.softmax(3, 2, dtype="float64")
     w = fl.table("w", model.init(seed=1))
     grad = fl.gradient(model, w, fl.load((X, Y), batch_size=4))
-    noise = fl.map(lambda g, h: {k: v + h.rng().normal(size=v.shape) for k, v in g.items()}, grad,
-                   fl.here())
+    noise = fl.map(
+        lambda g, h: {k: v + h.rng().normal(size=v.shape) for k, v in g.items()}, grad, fl.here()
+    )
     return fl.Graph(fl.update(w, fl.aggregate("mean", noise), fl.sgd(0.1)))
 
 
@@ -176,8 +184,11 @@ def test_replicas_and_seed_are_checked() -> None:
 
 @pytest.mark.parametrize(
     ("rule", "word"),
-    [(fl.sgd(0.1), "sgd"), (fl.adam(0.1), "adam"),
-     (fl.clip_norm(1.0, fl.adagrad(0.1)), "clip_norm")],
+    [
+        (fl.sgd(0.1), "sgd"),
+        (fl.adam(0.1), "adam"),
+        (fl.clip_norm(1.0, fl.adagrad(0.1)), "clip_norm"),
+    ],
 )
 def test_pushes_under_a_learning_rate_are_noted(
     rule: Any, word: str, caplog: pytest.LogCaptureFixture
@@ -198,8 +209,13 @@ def test_pushes_under_a_learning_rate_are_noted(
 
 @pytest.mark.parametrize(
     ("make", "replicas"),
-    [(lambda: pushes(fl.add(-0.1)), 3), (lambda: pushes(fl.sgd(0.1)), 1), (graph, 3),
-     (kmeans, 3), (local_sgd, 3)],
+    [
+        (lambda: pushes(fl.add(-0.1)), 3),
+        (lambda: pushes(fl.sgd(0.1)), 1),
+        (graph, 3),
+        (kmeans, 3),
+        (local_sgd, 3),
+    ],
 )
 def test_what_is_meant_is_not_noted(
     make: Callable[[], fl.Graph], replicas: int, caplog: pytest.LogCaptureFixture

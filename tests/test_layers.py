@@ -15,7 +15,7 @@ LAYERS = {
     0: "errors types configuration mainguard",
     1: "edges codecs rules clipping schedules reductions events",
     2: "actions graph plan layout",
-    3: "handles operators differentiate data models protocol drawing",
+    3: "handles arguments operators differentiate data models protocol drawing",
     4: "collect history runtime simulate",
     5: "compiler",
     6: "execution options cluster_run compiled progress report testing",
@@ -36,7 +36,9 @@ SIDEWAYS = {
     ("graph", "layout"),  # and so is the layout of a table in memory
     ("plan", "layout"),
     ("operators", "handles"),  # what a word returns
-    ("operators", "data"),  # fl.load takes bare arrays and Dask collections
+    ("operators", "arguments"),  # and what it may be given
+    ("arguments", "handles"),
+    ("arguments", "data"),  # fl.load takes bare arrays and Dask collections
     ("operators", "differentiate"),  # fl.gradient takes plain functions
     ("cli", "demo"),  # a command a file, its subject beside
     ("cli", "doctor"),

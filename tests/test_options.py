@@ -20,8 +20,12 @@ NONE: dict[str, Any] = {
 def test_what_is_left_out_comes_from_the_configuration() -> None:
     order = order_of(**NONE)
     assert (order.deadline_seconds, order.on_nonfinite, order.step_seconds) == (60.0, "stop", None)
-    changed = {"flowml.deadline": "2 minutes", "flowml.on-nonfinite": "ignore",
-               "flowml.step-seconds": "3s", "flowml.executor": "tasks"}
+    changed = {
+        "flowml.deadline": "2 minutes",
+        "flowml.on-nonfinite": "ignore",
+        "flowml.step-seconds": "3s",
+        "flowml.executor": "tasks",
+    }
     with dask.config.set(changed):
         order = order_of(**NONE)
         assert (order.deadline_seconds, order.on_nonfinite) == (120.0, "ignore")

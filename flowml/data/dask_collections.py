@@ -204,13 +204,13 @@ def is_dask_frame(value: object) -> bool:
 
 
 def _futures(collection: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(futures_of(list(collection)))  # type: ignore[no-untyped-call]
+    return tuple(futures_of(list(collection)))
 
 
 def _computed(blocks: list[Any], held: tuple[Any, ...]) -> list[Any]:
     """Compute in this thread, or on the cluster where a collection was persisted."""
     scheduler = held[0].client if held else "synchronous"
-    (found,) = compute(blocks, scheduler=scheduler)  # type: ignore[no-untyped-call]
+    (found,) = compute(blocks, scheduler=scheduler)
     return list(found)
 
 

@@ -13,8 +13,8 @@ from concurrent.futures import Future as Waiting
 from time import time
 from typing import Any
 
-from distributed.protocol import to_serialize
 from distributed.protocol.pickle import dumps as dask_dumps
+from distributed.protocol.serialize import to_serialize
 from distributed.scheduler import heartbeat_interval
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ between the driver asks the scheduler who was lost and who is silent.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -111,18 +111,25 @@ class Oversight:
 
     def question(self, function: Any, *inputs: Any, seconds: float = ANSWER_SECONDS) -> list[Any]:
         """Run a short function on the workers that are left; return what came in time."""
+        return list(self._answers(function, *inputs, workers=self.ranks, seconds=seconds).values())
+
+    def _answers(
+        self, function: Any, *inputs: Any, workers: Iterable[str], seconds: float = ANSWER_SECONDS
+    ) -> dict[str, Any]:
         there = self.client.nthreads()
-        asked = [w for w in self.ranks if w in there and w != self.lost]
+        asked = [w for w in workers if w in there and w != self.lost]
         found = run_within(self.client, function, self.run, *inputs, workers=asked, seconds=seconds)
-        return [answer for answer in found.values() if not isinstance(answer, BaseException)]
+        return {w: a for w, a in found.items() if not isinstance(a, BaseException)}
 
     def stop(self) -> None:
         """Ask for an end at the next barrier."""
         self.question(remote.request_stop)
 
     def committed(self) -> list[Committed]:
-        """Return the last committed tables of each worker that is left."""
-        return self.question(remote.committed_tables, seconds=COPY_SECONDS)
+        """Return the last committed tables of each worker that answers."""
+        present = self._answers(remote.is_here, workers=self.ranks)
+        found = self._answers(remote.committed_tables, workers=present, seconds=COPY_SECONDS)
+        return list(found.values())
 
     # -- waiting ------------------------------------------------------------------------------
 

@@ -124,6 +124,11 @@ def request_stop(run: str, dask_worker: Any) -> None:
         gang.request_stop()
 
 
+def is_here(run: str, dask_worker: Any) -> bool:
+    """Answer, and tell whether the run is still known (in ``client.run``)."""
+    return _gang(run, dask_worker) is not None
+
+
 def committed_tables(run: str, dask_worker: Any) -> Committed:
     """Return the last committed tables of a worker's ranks (in ``client.run``)."""
     gang = _gang(run, dask_worker)

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 from distributed import Client, get_client
+
+from flowml.events import Event, RunStarted, Warned, WindowDone
 from tests.faults.bed import (
     WAIT_SECONDS,
     Bed,
@@ -23,8 +25,6 @@ from tests.faults.bed import (
     same_bytes,
     training,
 )
-
-from flowml.events import Event, RunStarted, Warned, WindowDone
 
 RELEASE_SECONDS = 30.0
 
@@ -203,7 +203,9 @@ def test_another_client_sees_the_same_queue(pair: Bed) -> None:
     assert inside.wait(WAIT_SECONDS)
     with Client(pair.client.scheduler.address, set_as_default=False) as other:
         waiter = training(name="waiter").start(
-            steps=5, replicas=2, cluster=other,
+            steps=5,
+            replicas=2,
+            cluster=other,
             on_event=lambda e: waits.set() if isinstance(e, Warned) else None,
         )
         assert waits.wait(WAIT_SECONDS)

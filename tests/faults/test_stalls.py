@@ -10,6 +10,9 @@ from typing import Any
 
 import dask
 import pytest
+
+from flowml.errors import StalledError, WorkerLostError
+from flowml.events import Event, WindowDone
 from tests.faults.bed import (
     WAIT_SECONDS,
     Bed,
@@ -19,9 +22,6 @@ from tests.faults.bed import (
     logged,
     training,
 )
-
-from flowml.errors import StalledError, WorkerLostError
-from flowml.events import Event, WindowDone
 
 
 def test_an_operator_over_its_limit(transport: str, pair: Bed, tmp_path: Path) -> None:

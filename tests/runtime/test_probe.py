@@ -33,10 +33,12 @@ def test_layouts_of_tables_and_of_all_arrays() -> None:
     grad = fl.gradient(MODEL, w, fl.load((X, Y), batch_size=4), name="grad")
     size, text = fl.map(lambda g: (np.ones(2, "i4"), "text"), grad, outputs=2, name="pair")
     seen = fl.map(lambda t, s: s, text, size, name="seen")
-    found = here(plan(
-        fl.update(w, fl.aggregate("mean", grad, name="mean"), fl.sgd(0.1)),
-        fl.assign(fl.table("n", np.zeros(2, "i4")), fl.aggregate("sum", seen, name="sum")),
-    ))
+    found = here(
+        plan(
+            fl.update(w, fl.aggregate("mean", grad, name="mean"), fl.sgd(0.1)),
+            fl.assign(fl.table("n", np.zeros(2, "i4")), fl.aggregate("sum", seen, name="sum")),
+        )
+    )
     like_w = layout_of(MODEL.init(seed=0))
     assert found["w", -1] == found["grad", 0] == found["mean", 0] == like_w
     assert found["pair", 0] == found["sum", 0] == found["n", -1] == layout_of(np.ones(2, "i4"))

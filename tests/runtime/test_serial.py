@@ -50,9 +50,7 @@ def kept_values(sinks: Any, table: Any, steps: int, replicas: int = 1) -> list[A
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("replicas", [1, 2, 3, 5])
-def test_a_step_of_several_replicas_is_one_of_all_their_examples(
-    replicas: int, dtype: str
-) -> None:
+def test_a_step_of_several_replicas_is_one_of_all_their_examples(replicas: int, dtype: str) -> None:
     """A step by hand, from the batches that the replicas get: sum of (n g) over sum of n."""
     model = fl.models.softmax(3, 2, dtype=dtype)
     w = fl.table("w", model.init(seed=1))
@@ -99,7 +97,9 @@ def test_a_weight_of_zero_times_nan_is_nothing() -> None:
     w, x = cell("w"), fl.load(parted(1, 1, 1), batch_size=1)
     both = fl.map(
         lambda x, here: (np.array([2.0, np.nan, 4.0][here.replica]), [1.0, 0.0, 3.0][here.replica]),
-        x, fl.here(), outputs=2,
+        x,
+        fl.here(),
+        outputs=2,
     )
     for how, found in (("mean", (2 * 1 + 4 * 3) / 4), ("sum", 2 * 1 + 4 * 3)):
         mean = fl.aggregate(how, both[0], weight=both[1])
@@ -138,8 +138,9 @@ def test_examples_must_agree() -> None:
 
 def test_sample_weights_count_as_examples() -> None:
     w = cell("w")
-    source = fl.data.parts([(np.full((1, 1), v), np.zeros(1), np.array([c]))
-                            for v, c in ((1.0, 2.0), (5.0, 6.0))])
+    source = fl.data.parts(
+        [(np.full((1, 1), v), np.zeros(1), np.array([c])) for v, c in ((1.0, 2.0), (5.0, 6.0))]
+    )
     value = fl.map(lambda b: np.array(float(b[0][0, 0])), fl.load(source, batch_size=1))
     run = ran(fl.assign(w, fl.aggregate("mean", value)), steps=1, replicas=2)
     assert float(run.tables["w"]) == (1 * 2 + 5 * 6) / 8
@@ -256,8 +257,12 @@ def test_a_write_returns_the_table_after_it_and_others_see_the_step_before() -> 
     one = fl.aggregate("sum", fl.map(lambda t: np.array(1.0), tick))
     first = fl.update(w, one, fl.add())
     second = fl.update(w, fl.map(lambda w: 10 * w, first), fl.add())
-    sinks = (first, second, fl.assign(old, fl.map(np.copy, w)),
-             fl.assign(new, fl.map(np.copy, second)))
+    sinks = (
+        first,
+        second,
+        fl.assign(old, fl.map(np.copy, w)),
+        fl.assign(new, fl.map(np.copy, second)),
+    )
     # w: 0 -> 1 -> 1 + 10; 11 -> 12 -> 12 + 120
     assert kept_values(sinks, w, 2) == [11, 132]
     assert kept_values(sinks, old, 2) == [0, 11]
@@ -269,7 +274,11 @@ def test_a_write_that_does_not_fire_returns_the_table_unchanged() -> None:
     slow = fl.update(w, fl.aggregate("sum", tick).every(2), fl.add())
     both = fl.map(lambda w, t: w + 0 * t, slow, tick)
     assert kept_values([slow, fl.assign(seen, fl.aggregate("sum", both))], seen, 5) == [
-        -1, 1, 1, 6, 6
+        -1,
+        1,
+        1,
+        6,
+        6,
     ]
 
 
@@ -325,10 +334,18 @@ def test_what_a_rule_is_told() -> None:
 def draws(replicas: int, name: str = "draw", seed: int = 3, run_seed: int = 0) -> Any:
     w = fl.table("w", np.zeros((4, 2)))
     noise = fl.map(
-        lambda x, here: np.eye(4)[:, [here.replica]] * here.rng().normal(size=2), fl.load(
-            np.ones((8, 1)), batch_size=2), fl.here(seed=seed), name=name)
-    run = ran(fl.assign(w, fl.aggregate("sum", noise)), steps=2, replicas=replicas,
-              seed=run_seed, snapshots=(1, 2))
+        lambda x, here: np.eye(4)[:, [here.replica]] * here.rng().normal(size=2),
+        fl.load(np.ones((8, 1)), batch_size=2),
+        fl.here(seed=seed),
+        name=name,
+    )
+    run = ran(
+        fl.assign(w, fl.aggregate("sum", noise)),
+        steps=2,
+        replicas=replicas,
+        seed=run_seed,
+        snapshots=(1, 2),
+    )
     return [run.outcome.snapshots[s]["w"][0] for s in (1, 2)]
 
 
@@ -349,8 +366,9 @@ def test_two_places_are_two_streams() -> None:
     w, v = cell("w"), cell("v")
     x = fl.load(np.ones((8, 1)), batch_size=2)
     noise = [fl.map(lambda x, h: np.array(h.rng().normal()), x, fl.here()) for _ in range(2)]
-    run = ran(*(fl.assign(t, fl.aggregate("sum", n)) for t, n in zip((w, v), noise, strict=True)),
-              steps=1)
+    run = ran(
+        *(fl.assign(t, fl.aggregate("sum", n)) for t, n in zip((w, v), noise, strict=True)), steps=1
+    )
     assert float(run.tables["w"]) != float(run.tables["v"])
 
 
@@ -372,8 +390,11 @@ def test_tables_that_start_from_random_numbers_start_apart() -> None:
 
     tables = [fl.table(n, start, scope="replica") for n in "ab"]
     x = fl.load(parted(1, 1), batch_size=1)
-    run = ran(*(fl.update(t, fl.map(lambda x: np.zeros(2), x), fl.add()) for t in tables), steps=1,
-              replicas=2)
+    run = ran(
+        *(fl.update(t, fl.map(lambda x: np.zeros(2), x), fl.add()) for t in tables),
+        steps=1,
+        replicas=2,
+    )
     starts = [tuple(v) for name in "ab" for v in run.tables[name]]
     assert len(set(starts)) == 4
 
@@ -488,7 +509,9 @@ def test_evaluations_come_every_few_steps_and_at_the_end() -> None:
     assert steps == [3, 6, 8]
     assert values == [3.0, 15.0, 28.0]
     assert [(e.step, e.name, e.metrics["w"]) for e in heard] == [
-        (3, "test", 3.0), (6, "test", 15.0), (8, "test", 28.0)
+        (3, "test", 3.0),
+        (6, "test", 15.0),
+        (8, "test", 28.0),
     ]
 
 
@@ -503,12 +526,15 @@ def test_evaluations_by_epochs(every: str, asked: dict[str, int], steps: list[in
 
 def test_an_evaluation_is_a_mean_over_all_examples_by_weight() -> None:
     w, (_, tick) = cell("w", 2.0), ticks()
-    source = fl.data.parts([
-        (np.array([[1.0], [2.0]]), np.zeros(2), np.array([1.0, 3.0])),
-        (np.array([[5.0]]), np.zeros(1), np.array([4.0])),
-    ])
-    test = fl.evaluate(lambda p, rows: float(np.average(rows[0][:, 0], weights=rows[2]) + p), w,
-                       source)
+    source = fl.data.parts(
+        [
+            (np.array([[1.0], [2.0]]), np.zeros(2), np.array([1.0, 3.0])),
+            (np.array([[5.0]]), np.zeros(1), np.array([4.0])),
+        ]
+    )
+    test = fl.evaluate(
+        lambda p, rows: float(np.average(rows[0][:, 0], weights=rows[2]) + p), w, source
+    )
     run = ran(fl.update(w, fl.aggregate("sum", tick), NOTHING), test, steps=1)
     assert run.metrics[0]["value"] == pytest.approx((1 * 1 + 2 * 3 + 5 * 4) / 8 + 2, rel=1e-15)
 
@@ -541,8 +567,10 @@ def test_dropped_rows_are_counted() -> None:
 
 def history(steps: int, replicas: int) -> Any:
     model = fl.models.linear(1)
-    w, x = fl.table("w", model.init(seed=0)), fl.load((np.ones((4, 1), "f4"), np.ones(4, "f4")),
-                                                     batch_size=2)
+    w, x = (
+        fl.table("w", model.init(seed=0)),
+        fl.load((np.ones((4, 1), "f4"), np.ones(4, "f4")), batch_size=2),
+    )
     update = fl.update(w, fl.aggregate("mean", fl.gradient(model, w, x)), fl.sgd(0.01))
     return ran(update, steps=steps, replicas=replicas).history
 
@@ -584,8 +612,14 @@ def test_any_graph_runs_twice_to_the_same_bytes(declare: Callable[[], fl.Graph])
 
     def result() -> list[bytes] | str:
         try:
-            run = graph.run(steps=5, replicas=3, groups=2, executor="serial", snapshots=(1, 2),
-                            on_nonfinite="ignore")
+            run = graph.run(
+                steps=5,
+                replicas=3,
+                groups=2,
+                executor="serial",
+                snapshots=(1, 2),
+                on_nonfinite="ignore",
+            )
         except fl.FlowmlError as error:
             return str(error)
         return leaves(run.outcome)

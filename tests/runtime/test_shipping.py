@@ -89,8 +89,10 @@ def recursive() -> Callable[[Any], Any]:
         (Sums, "variable 'lock' (lock)"),
         (lambda: Sums().method, "variable 'lock' (lock)"),
         (lambda: functools.partial(bound, thing=threading.Lock()), "variable 'thing' (lock)"),
-        (lambda: functools.partial(lambda t, x: x.sum(0), threading.Lock()),
-         "variable 'argument 1' (lock)"),
+        (
+            lambda: functools.partial(lambda t, x: x.sum(0), threading.Lock()),
+            "variable 'argument 1' (lock)",
+        ),
         (inner_and_outer, "variable 'thing' (Event)"),
         (recursive, "variable 'guard' (lock)"),
     ],
@@ -121,7 +123,12 @@ def test_all_operators_and_tables_that_cannot_travel_come_together() -> None:
         check_ships(compile_graph(graph.logical, 2))
     errors = caught.value.errors
     assert [e.fields.get("operator") for e in errors] == [
-        "one", "two", "three", "four", "five", None
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        None,
     ]
     assert all("variable '" in str(e) and "(lock)" in str(e) for e in errors)
     assert str(errors[-1]).startswith("table 'w' (test_shipping.py:")
@@ -139,7 +146,7 @@ def test_a_file_opened_for_reading_travels_as_what_it_holds() -> None:
     check_ships(mapped(closing_over(io.StringIO("text"))))
 
 
-NEIGHBOUR = '''
+NEIGHBOUR = """
 import threading
 {line}
 SCALE = 2.0
@@ -150,7 +157,7 @@ def double(x):
 class Twice:
     def __call__(self, x):
         return double(x)
-'''
+"""
 
 
 def neighbour(folder: Path, name: str, line: str = "") -> ModuleType:
@@ -178,8 +185,12 @@ def test_functions_of_the_users_other_files_go_by_value(tmp_path: Path, attribut
     )
     (tmp_path / "away").mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "plan")], cwd=tmp_path / "away", timeout=60,
-        capture_output=True, text=True, check=True,
+        [sys.executable, "-c", code, str(tmp_path / "plan")],
+        cwd=tmp_path / "away",
+        timeout=60,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == "[4. 4. 4.]"
 
