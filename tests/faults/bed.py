@@ -312,7 +312,7 @@ def bed(threads_per_worker: int = 1, **options: Any) -> Iterator[Bed]:
             threads_per_worker=threads_per_worker,
             processes=True,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             **options,
         ) as cluster,
         Client(cluster) as client,
