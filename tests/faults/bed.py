@@ -190,15 +190,31 @@ def _inside(dask_worker: Any) -> dict[str, Any]:
     return {"pid": os.getpid(), **open_here(), **kept}
 
 
+def pooled() -> set[str]:
+    """Return the established TCP connections of this machine.
+
+    They are Dask's alone, who keeps them in pools; flowml's own sockets are unix sockets.
+    """
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "01":
+                found.add(f"socket:[{words[9]}]")
+    return found
+
+
 def open_here() -> dict[str, Any]:
     """Return the file descriptors and the threads of this process, pools of Dask left out."""
     targets = []
+    connections = pooled()
     for descriptor in Path("/proc/self/fd").iterdir():
         try:
             target = os.readlink(descriptor)
         except FileNotFoundError:  # the one that lists the folder
             continue
-        targets.append(target)
+        if target not in connections:
+            targets.append(target)
     threads = [t.name for t in threading.enumerate() if not any(p in t.name for p in POOLS)]
     return {"files": targets, "threads": threads}
 

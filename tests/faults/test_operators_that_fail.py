@@ -20,6 +20,8 @@ from tests.faults.bed import (
     training,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def test_an_operator_that_raises(transport: str, pair: Bed, tmp_path: Path) -> None:
     trap, victim = logged(Trap("raise"), tmp_path), pair.address_of(1)

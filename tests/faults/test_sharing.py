@@ -26,6 +26,8 @@ from tests.faults.bed import (
     training,
 )
 
+pytestmark = pytest.mark.slow
+
 RELEASE_SECONDS = 30.0
 
 

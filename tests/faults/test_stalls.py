@@ -23,6 +23,8 @@ from tests.faults.bed import (
     training,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def test_an_operator_over_its_limit(transport: str, pair: Bed, tmp_path: Path) -> None:
     trap, victim = logged(Trap("sleep", seconds=4.0), tmp_path), pair.address_of(1)
