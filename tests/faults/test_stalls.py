@@ -61,7 +61,7 @@ def test_an_operator_that_merely_takes_long(transport: str, pair: Bed) -> None:
     assert_serial(run, training(), 2)
 
 
-@pytest.mark.parametrize("ahead", [1, 2])
+@pytest.mark.parametrize("ahead", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_worker_that_is_stopped(ahead: int, transport: str, pair: Bed) -> None:
     """With one window ahead nothing runs on it when it is stopped."""
     victim, pid = list(pair.pids().items())[1]

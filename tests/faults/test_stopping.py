@@ -144,7 +144,11 @@ def group(leader: int) -> list[int]:
 
 @pytest.mark.parametrize(
     ("way", "number"),
-    [("command", signal.SIGINT), ("command", signal.SIGTERM), ("script", signal.SIGINT)],
+    [
+        ("command", signal.SIGINT),
+        pytest.param("command", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("script", signal.SIGINT, marks=pytest.mark.slow),
+    ],
 )
 def test_ctrl_c(way: str, number: signal.Signals, tmp_path: Path) -> None:
     """A terminal sends SIGINT to all processes of the group; SIGTERM goes to the program alone."""
@@ -166,6 +170,7 @@ def test_ctrl_c(way: str, number: signal.Signals, tmp_path: Path) -> None:
     assert len(lines) <= LEAVE_LINES, lines
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_an_operator_that_does_not_end(tmp_path: Path) -> None:
     mark, file = tmp_path / "mark", tmp_path / "endless.py"
     text = GRAPH.format(mark=str(mark)).replace(".touch()", ".touch(); import time; time.sleep(60)")
