@@ -204,6 +204,9 @@ class Firing:
         default_factory=dict, repr=False, compare=False
     )
     """The first step in which an edge delivers, or None, and how far that is known."""
+    _holds: dict[tuple[str, PlanPort], bool] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @cached_property
     def horizon(self) -> int:
@@ -291,6 +294,9 @@ class Firing:
         """Tell whether the reader ever fires while the edge delivers nothing new."""
         if port.table and port.every == 1:
             return False
-        return any(
-            self.fires(reader, s) and not self.delivers(port, s) for s in range(self.horizon)
-        )
+        key = (reader.name, port)
+        if key not in self._holds:
+            self._holds[key] = any(
+                self.fires(reader, s) and not self.delivers(port, s) for s in range(self.horizon)
+            )
+        return self._holds[key]

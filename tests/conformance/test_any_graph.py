@@ -14,7 +14,11 @@ import flowml as fl
 from tests.compiler.declared import graphs
 from tests.conformance.test_conformance import assert_same_bytes
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # Dask's own threads draw random numbers while a graph is drawn.
+    pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies"),
+]
 
 
 def ended(graph: fl.Graph, **options: Any) -> Any:

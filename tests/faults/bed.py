@@ -318,7 +318,9 @@ def eventually(condition: Callable[[], Any], seconds: float = CLEAN_SECONDS) -> 
 
 
 @contextmanager
-def bed(threads_per_worker: int = 1, **options: Any) -> Iterator[Bed]:
+def bed(
+    threads_per_worker: int = 1, set_as_default: bool = True, **options: Any
+) -> Iterator[Bed]:
     """Give a cluster of two processes on this machine."""
     # Dask gives a nanny up that has no worker 15 s after it once lost one: killed twice is enough.
     with (
@@ -331,7 +333,7 @@ def bed(threads_per_worker: int = 1, **options: Any) -> Iterator[Bed]:
             dashboard_address="127.0.0.1:0",
             **options,
         ) as cluster,
-        Client(cluster) as client,
+        Client(cluster, set_as_default=set_as_default) as client,
     ):
         yield Bed(cluster, client)
 

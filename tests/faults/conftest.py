@@ -10,10 +10,10 @@ import pytest
 from tests.faults.bed import TRANSPORTS, WAIT_SECONDS, Bed, bed, eventually
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def running() -> Iterator[Bed]:
     """Give a cluster that has had a death before: Dask keeps some sockets after the first."""
-    with bed() as found:
+    with bed(set_as_default=False) as found:
         found.client.wait_for_workers(2, timeout=WAIT_SECONDS)
         victim, pid = list(found.pids().items())[1]
         os.kill(pid, signal.SIGKILL)
@@ -26,9 +26,10 @@ def running() -> Iterator[Bed]:
 @pytest.fixture
 def pair(running: Bed) -> Iterator[Bed]:
     """Give two workers of one thread each; check afterwards that nothing is left behind."""
-    running.ready()
-    yield running
-    running.assert_clean()
+    with running.client.as_current():
+        running.ready()
+        yield running
+        running.assert_clean()
 
 
 @pytest.fixture(params=TRANSPORTS)

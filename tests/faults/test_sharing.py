@@ -31,9 +31,9 @@ pytestmark = pytest.mark.slow
 RELEASE_SECONDS = 30.0
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def roomy() -> Iterator[Bed]:
-    """Give two workers with two threads each."""
+    """Give two workers with two threads each, on a cluster that is the current one meanwhile."""
     with bed(threads_per_worker=2) as found:
         found.ready()
         yield found
@@ -149,18 +149,20 @@ def test_a_client_that_is_killed(busy: bool, pair: Bed) -> None:
     trap = Trap("sleep", step=40, seconds=3.0, driver=-1) if busy else Trap()
     script = CLIENT.format(path=sys.path, address=pair.client.scheduler.address, trap=trap)
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as orphan:
-        assert orphan.stdout is not None
-        assert orphan.stdout.readline().strip() == b"started"
-        eventually(lambda: len([k for k in pair.kept() if k.startswith("gangs")]) == 2, 30.0)
-        go_on, waits = threading.Event(), threading.Event()
-        next_run = training(name="next").start(
-            steps=20, replicas=2, on_event=lambda e: waits.set() if isinstance(e, Warned) else None
-        )
-        assert waits.wait(WAIT_SECONDS)
-        orphan.send_signal(signal.SIGKILL)
-        orphan.wait()
+        try:
+            assert orphan.stdout is not None
+            assert orphan.stdout.readline().strip() == b"started"
+            eventually(lambda: len([k for k in pair.kept() if k.startswith("gangs")]) == 2, 30.0)
+            waits = threading.Event()
+            next_run = training(name="next").start(
+                steps=20,
+                replicas=2,
+                on_event=lambda e: waits.set() if isinstance(e, Warned) else None,
+            )
+            assert waits.wait(WAIT_SECONDS)
+        finally:
+            orphan.send_signal(signal.SIGKILL)
         run = next_run.wait(RELEASE_SECONDS)
-    go_on.set()
     assert run.status == "done"
     assert_serial(run, training(), 2)
     eventually(lambda: not pair.kept(), RELEASE_SECONDS)

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from distributed import Client
+from distributed import Client, get_client
 
 from flowml.errors import WorkerLostError
 from flowml.runtime.attach import attached, embedded_cluster
@@ -54,6 +54,8 @@ def test_embedded_cluster_when_the_usual_port_is_taken(
             taken.listen()
         except OSError:
             pass  # somebody else has it: as good
+        with pytest.raises(ValueError, match="No global client"):
+            get_client(timeout="1s")  # with a current client, it would be the cluster
         with attached(None, 1) as found:
             assert found.embedded
             assert len(found.workers()) == 1
