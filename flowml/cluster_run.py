@@ -71,6 +71,7 @@ def run_on_cluster(asked: Asked, should_stop: Callable[[], bool]) -> Outcome:
             str(configuration.read("transport")),
             float(configuration.read("window")),
             int(configuration.read("windows-ahead")),
+            int(configuration.read("own-copies")),
             should_stop,
         )
         return resident.execute(layouts)

@@ -28,6 +28,7 @@ _PARSERS: dict[str, Callable[[Any], float]] = {
     "step-seconds": _seconds,
     "window": _seconds,
     "max-message": parse_bytes,
+    "own-copies": parse_bytes,
 }
 
 DEFAULTS: dict[str, Any] = next(dask.config.collect_yaml([str(_FOLDER / "flowml.yaml")]))["flowml"]

@@ -86,6 +86,8 @@ class Plan:
     operators: tuple[PlanOperator, ...]
     tables: tuple[PlanTable, ...]
     blas_threads: int = 1
+    own_copies: bool = False
+    """Every rank has all tables to itself and does all that is global (runtime/own_copies.py)."""
     _by_name: dict[str, PlanOperator] = field(init=False, repr=False, compare=False)
     _tables: dict[str, PlanTable] = field(init=False, repr=False, compare=False)
 
@@ -262,6 +264,9 @@ class Firing:
 
     def meeting(self, step: int) -> frozenset[int]:
         """Return the phases that end with a barrier: all that are busy, if ranks share anything."""
+        if self.plan.own_copies:
+            shared = {p.source for o in self.plan.steps for p in o.inputs if p.crosses}
+            return frozenset(self.plan.operator(name).phase for name in shared)
         busy: set[int] = set()
         shares = False
         for operator in self.plan.steps:

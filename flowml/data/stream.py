@@ -36,8 +36,9 @@ class BatchStream:
 
     Notes
     -----
-    Values are read-only, start on a cache line, and are valid until the next call but one: dense
-    columns are gathered into two buffers in turn. Not thread-safe; each replica has its own.
+    Values are read-only, start on a cache line, and are valid until the next call: dense columns
+    are gathered into the same buffers each time, which so stay in the cache. Not thread-safe; each
+    replica has its own.
     A step is looked up, not counted: any order of steps gives the same batches.
     """
 
@@ -59,16 +60,14 @@ class BatchStream:
             partitions, share.counts, prefetch=prefetch, resident_bytes=resident_bytes
         )
         capacity = max(1, min(self._size or 1, share.rows))
-        self._rooms = (BatchRoom(capacity), BatchRoom(capacity))
-        self._turn = 0
+        self._room = BatchRoom(capacity)
         self._epoch = -1
         self._permutation: Array | None = None
         self._whole_share: Batch | None = None
         self._only: Rows | None = None
         if len(partitions) == 1 and isinstance(partitions[0], Rows) and self._size is not None:
             self._only = self._shelf.rows(0, lambda: 0)
-            for room in self._rooms:
-                room.shape_for(self._only)
+            self._room.shape_for(self._only)
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step.
@@ -95,8 +94,7 @@ class BatchStream:
             return NOTHING
         if self._size is None:
             return self._share()
-        self._turn ^= 1
-        room = self._rooms[self._turn]
+        room = self._room
         if self._only is None:
             return self._spanning(room, epoch, number)
         if epoch != self._epoch:

@@ -70,9 +70,10 @@ def tell_workers(scheduler: Any, messages: dict[str, list[dict[str, Any]]]) -> N
     scheduler.send_all({}, messages)
 
 
-def statistical_profiler(worker: Any) -> Any:
-    """Return the callback that samples a worker's threads every 10 ms, or None."""
-    return worker.periodic_callbacks.get("profile")
+def interruptions(worker: Any) -> list[Any]:
+    """Return what a worker calls most often: the sample of its threads, the tick of its loop."""
+    found = (worker.periodic_callbacks.get(name) for name in ("profile", "tick"))
+    return [callback for callback in found if callback is not None]
 
 
 def gather_within(client: Any, futures: Any, seconds: float) -> list[Any] | None:

@@ -25,6 +25,13 @@ from flowml.runtime.scheduler_plugin import FlowScheduler
 
 CONNECT_SECONDS = 10.0
 WORKERS_SECONDS = 60.0
+EMBEDDED = {
+    "distributed.logging": {"distributed": "error"},
+    # Each process of Dask notes every 20 ms that its event loop is awake. All of them, scheduler
+    # and nannies included, share the cores with the step loops here.
+    "distributed.admin.tick.interval": "500ms",
+}
+"""Configuration of a cluster that flowml starts."""
 DASHBOARD_PORT = 8787
 
 
@@ -166,7 +173,7 @@ def _connect(address: str) -> Client:
 @contextmanager
 def embedded_cluster(processes: int) -> Iterator[LocalCluster]:
     """Yield a cluster of single-threaded processes that listens on 127.0.0.1 only."""
-    with dask.config.set({"distributed.logging": {"distributed": "error"}}):
+    with dask.config.set(EMBEDDED):
         cluster = LocalCluster(
             n_workers=processes,
             threads_per_worker=1,

@@ -39,8 +39,9 @@ def spot_at(rank: Rank, operator: PlanOperator, step: int) -> Callable[[], Spot]
     return lambda: Spot(operator, rank.number, step, rank.worker)
 
 
-def out_regions(rank: Rank, operator: PlanOperator) -> list[Region | None]:
+def out_regions(pattern: Pattern, operator: PlanOperator) -> list[Region | None]:
     """Return, for each output, the region that other ranks read in every step, or None."""
+    rank = pattern.rank
     found: list[Region | None] = [None] * max(1, operator.outputs)
     for reader in rank.plan.steps:
         for port in reader.inputs:
@@ -49,15 +50,16 @@ def out_regions(rank: Rank, operator: PlanOperator) -> list[Region | None]:
             if kept_by_source(rank.plan, port) or reads_table_buffers(rank.plan, port):
                 continue
             instance = rank.instance(operator.scope)
-            found[port.output] = rank.memory.region(("out", operator.name, port.output, instance))
+            found[port.output] = pattern.region(("out", operator.name, port.output, instance))
     return found
 
 
-def publish(rank: Rank, operator: PlanOperator) -> Callable[[int, list[Value]], None]:
+def publish(pattern: Pattern, operator: PlanOperator) -> Callable[[int, list[Value]], None]:
     """Return a function that puts outputs into registers and into regions that others read."""
+    rank = pattern.rank
     registers = rank.registers
     slots = [rank.slots[operator.name, n] for n in range(max(1, operator.outputs))]
-    regions = out_regions(rank, operator)
+    regions = out_regions(pattern, operator)
 
     def put(step: int, values: list[Value]) -> None:
         for slot, region, value in zip(slots, regions, values, strict=True):
@@ -101,7 +103,7 @@ def _keep_and_deliver(
 ) -> Act:
     rank, port = pattern.rank, reader.inputs[number]
     instance = rank.instance(operator.scope)
-    region = rank.memory.region(("port", reader.name, number, instance))
+    region = pattern.region(("port", reader.name, number, instance))
     keeps, fires = rank.firing.keeps(port), pattern.fires(operator.name)
     delivers = pattern.delivers(reader, number)
     kept = rank.kept.setdefault((reader.name, number), Kept(port.keep))
@@ -128,10 +130,10 @@ def load_body(pattern: Pattern, operator: PlanOperator) -> Act:
     """Return the body of a load: the next batch of this rank's stream."""
     rank = pattern.rank
     assert isinstance(operator.action, Load)
-    batch, put = rank.streams[operator.name].batch, publish(rank, operator)
+    batch, put = rank.streams[operator.name].batch, publish(pattern, operator)
     number, enter = rank.index[operator.name], rank.enter
     slot, registers = rank.slots[operator.name, 0], rank.registers
-    is_read_elsewhere = any(region is not None for region in out_regions(rank, operator))
+    is_read_elsewhere = any(region is not None for region in out_regions(pattern, operator))
 
     def act(step: int) -> None:
         enter(number, step)
@@ -153,7 +155,7 @@ def here_body(pattern: Pattern, operator: PlanOperator) -> Act:
     rank, plan, action = pattern.rank, pattern.rank.plan, operator.action
     assert isinstance(action, Here)
     entropy = (rank.order.seed, action.seed, random_seed(operator.name))
-    put, group = publish(rank, operator), plan.group_of[rank.number]
+    put, group = publish(pattern, operator), plan.group_of[rank.number]
 
     def act(step: int) -> None:
         put(step, [Value(Place(rank.number, plan.replicas, group, step, entropy), None)])
@@ -166,7 +168,7 @@ def map_body(pattern: Pattern, operator: PlanOperator) -> Act:
     rank, action = pattern.rank, operator.action
     assert isinstance(action, Map)
     getters = [getter(pattern, operator, n) for n in range(len(operator.inputs))]
-    put, function, outputs = publish(rank, operator), action.function, operator.outputs
+    put, function, outputs = publish(pattern, operator), action.function, operator.outputs
     number, enter = rank.index[operator.name], rank.enter
 
     def act(step: int) -> None:
@@ -215,7 +217,7 @@ def _gradient_in_place(pattern: Pattern, operator: PlanOperator) -> Act:
     rank, action = pattern.rank, operator.action
     assert isinstance(action, Gradient)
     getters = [getter(pattern, operator, n) for n in range(len(operator.inputs))]
-    region = out_regions(rank, operator)[0]
+    region = out_regions(pattern, operator)[0]
     layout = rank.layouts[operator.name, 0]
     buffers = region.buffers if region is not None else layout.allocate()
     rank.flats[operator.name, 0] = buffers
@@ -252,7 +254,7 @@ def _gradient_returned(pattern: Pattern, operator: PlanOperator) -> Act:
     assert isinstance(action, Gradient)
     getters = [getter(pattern, operator, n) for n in range(len(operator.inputs))]
     layouts: list[Layout] = [rank.layouts[operator.name, n] for n in range(action.tables)]
-    put, count = publish(rank, operator), action.tables
+    put, count = publish(pattern, operator), action.tables
     number, enter, checks = rank.index[operator.name], rank.enter, rank.order.on_nonfinite == "stop"
     records = operator.name == loss_operator(rank.plan)
 

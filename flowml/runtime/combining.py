@@ -58,6 +58,11 @@ class Member:
             return self.weight_of()
         return examples if self.counts and examples == examples else 1.0
 
+    @property
+    def weighs_examples(self) -> bool:
+        """Tell whether its weight is the number of its examples and nothing else."""
+        return self.counts and self.weight_of is None and not self.partial
+
     def examples(self) -> float:
         """Return the examples that it stands for; NaN: none."""
         return float("nan") if self.header is None else float(self.header[0])
@@ -74,7 +79,7 @@ def members_of(pattern: Pattern, operator: PlanOperator, instance: int) -> list[
             found.append(_local_member(pattern, operator, member))
     for partial in remote_partials(plan, rank.domain, operator):
         if partial.instance == instance:
-            region = rank.memory.region(partial.key)
+            region = pattern.region(partial.key)
             found.append(_remote_member(partial.subtree, region))
     return found
 
@@ -88,7 +93,7 @@ def _local_member(pattern: Pattern, operator: PlanOperator, member: int) -> Memb
     weight_of = None
     counts = isinstance(action, Aggregate) and action.weight == "examples"
     if isinstance(action, Aggregate) and action.weight == "handle":
-        weight = rank.memory.region(region_of_port(rank.plan, operator, 1, member))
+        weight = pattern.region(region_of_port(rank.plan, operator, 1, member))
         weight_of = lambda: float(weight.buffers[0][0]) if weight.header[0] else 0.0  # noqa: E731
     port = operator.inputs[0]
     if reads_table_buffers(rank.plan, port):
@@ -99,7 +104,7 @@ def _local_member(pattern: Pattern, operator: PlanOperator, member: int) -> Memb
         return Member(
             member, None, lambda: versions[(mine.now + writes) % len(versions)], weight_of, counts
         )
-    region = rank.memory.region(region_of_port(rank.plan, operator, 0, member))
+    region = pattern.region(region_of_port(rank.plan, operator, 0, member))
     return Member(member, region.header, lambda: region.buffers, weight_of, counts)
 
 
@@ -110,7 +115,7 @@ def aggregate_body(pattern: Pattern, operator: PlanOperator) -> Act:
     instance = rank.instance(operator.scope)
     layout = layout_of_port(rank.plan, rank.layouts, operator.inputs[0])
     parts = slice_of(rank, operator, layout.sizes)
-    region = out_regions(rank, operator)[0]
+    region = out_regions(pattern, operator)[0]
     buffers = region.buffers if region is not None else layout.allocate()
     rank.flats[operator.name, 0] = buffers
     combine = _combiner(pattern, operator, instance, layout, parts, buffers)
@@ -151,19 +156,15 @@ def _combiner(
         for n, s, target in (targets if fixed else ())
     ]
 
-    def combine(step: int) -> float | None:
+    def combine_present(step: int) -> float | None:
         weights: dict[Any, float] = {m.key: m.weight() for m in members}
         present = [m for m in members if weights[m.key]]
         if not present:
             return 0.0
         try:
-            if at_once and len(present) == len(members):
-                for add_up in at_once:
-                    add_up(weights)
-            else:
-                for number, part, target in targets:
-                    slices = {m.key: m.buffers()[number][part] for m in members}
-                    reduce_slices(reduction, tree, slices, weights, target, spares[number]())
+            for number, part, target in targets:
+                slices = {m.key: m.buffers()[number][part] for m in members}
+                reduce_slices(reduction, tree, slices, weights, target, spares[number]())
         except BaseException as error:
             raise_explained(Spot(operator, rank.number, step, rank.worker), error)
         total = 0.0
@@ -171,7 +172,24 @@ def _combiner(
             total += m.examples()
         return None if total != total else total
 
-    return combine
+    if not fixed or not all(m.weighs_examples for m in members):
+        return combine_present
+    keys = [m.key for m in members]
+    counts_of = [m.header.data for m in members if m.header is not None]  # reads as a float
+
+    def combine_all(step: int) -> float | None:
+        counts = [count[0] for count in counts_of]
+        total = 0.0
+        for count in counts:
+            total += count
+        if 0.0 in counts or total != total:
+            return combine_present(step)
+        weights = dict(zip(keys, counts, strict=True))
+        for add_up in at_once:
+            add_up(weights)
+        return total
+
+    return combine_all
 
 
 def _spares(like: Array) -> Callable[[], Callable[[], Array]]:

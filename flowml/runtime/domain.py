@@ -7,6 +7,9 @@ to travel. A *region* is a header and the flat buffers of one value:
 - ``port``: what an edge with a period hands over when it fires;
 - ``partial``: the scaled sum of a subtree whose ranks are all in another domain.
 
+A region has two turns where steps follow each other with one barrier between them: what a rank
+reads in this step is written again in the next but one (own_copies.py). Else it has one.
+
 Operators of scope group and global run once a *domain*: they are pure, so each domain computes
 the same bytes from the same sums, and only sums cross between domains.
 """
@@ -191,7 +194,7 @@ def map_memory(plan: Plan, layouts: Layouts, domain: Domain, reserve: int = 0) -
     """
     found = MemoryMap(nbytes=_padded(reserve))
     for table in plan.tables:
-        if table.scope != REPLICA:
+        if table.scope != REPLICA and not plan.own_copies:
             for instance in domain.present(plan, table.scope):
                 found.add_table(
                     table.name, instance, layouts[table.name, -1], 1 + len(table.writes)
@@ -201,12 +204,14 @@ def map_memory(plan: Plan, layouts: Layouts, domain: Domain, reserve: int = 0) -
             if port.crosses and not reads_table_buffers(plan, port):
                 layout = layout_of_port(plan, layouts, port)
                 for instance in domain.present(plan, plan.scope_of(port)):
-                    found.add_region(region_of_port(plan, reader, number, instance), layout)
+                    key = region_of_port(plan, reader, number, instance)
+                    for turn in range(2 if plan.own_copies else 1):
+                        found.add_region((turn, *key), layout)
         if plan.combines(reader):
             port = reader.inputs[0]
             layout = layout_of_port(plan, layouts, port)
             for partial in remote_partials(plan, domain, reader):
-                found.add_region(partial.key, layout)
+                found.add_region((0, *partial.key), layout)
     return found
 
 

@@ -82,7 +82,7 @@ def exchange_after(pattern: Pattern, phase: int) -> Exchange | None:
             if other != rank.domain.number:
                 outgoing += _outgoing(pattern, operator, other)
         for found in remote_partials(rank.plan, rank.domain, operator):
-            incoming.setdefault(found.domain, []).append(rank.memory.region(found.key))
+            incoming.setdefault(found.domain, []).append(pattern.region(found.key))
     if not outgoing and not incoming:
         return None
     return Exchange(tuple(outgoing), tuple((d, tuple(r)) for d, r in incoming.items()))

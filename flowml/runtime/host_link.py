@@ -2,9 +2,9 @@
 
 The members of a host domain form a mesh of unix sockets and map one segment (host_meeting.py).
 ``HostLink.barrier`` drives the state machine of protocol/superstep.py: it sends one frame to each
-peer, looks for theirs without blocking for 20 microseconds, then sleeps in ``poll``. Longer
-spinning loses where replicas share few cores, and even a short spin loses when the kernel has put
-two members on one core, so from its second quarter on it yields the core between looks. The spin
+peer, looks for theirs without blocking for 100 microseconds, then sleeps in ``poll``. Even a short
+spin loses when the kernel has put two members on one core, so after the first 5 microseconds it
+yields the core between looks. The spin
 asks the kernel rather than a shared flag: the system call also orders the accesses to the shared
 memory, which a flag would not on ARM.
 
@@ -38,11 +38,12 @@ from flowml.runtime.host_hello import Hello, HostListener
 from flowml.runtime.host_meeting import Meeting
 from flowml.runtime.segment import Segment
 
-SPIN_SECONDS = 20e-6
+SPIN_SECONDS = 100e-6
+GREEDY_SECONDS = 5e-6
 SLICE_SECONDS = 0.25
 
 _SPIN_NS = int(SPIN_SECONDS * 1e9)
-_GREEDY_NS = _SPIN_NS // 4
+_GREEDY_NS = int(GREEDY_SECONDS * 1e9)
 _DONTWAIT = socket.MSG_DONTWAIT
 _SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
@@ -228,7 +229,7 @@ class HostLink:
                 raise ProtocolError("host link", required) from error
 
     def _spin(self) -> Verdict | None:
-        """Look for the missing frames without blocking, for 20 microseconds."""
+        """Look for the missing frames without blocking, for SPIN_SECONDS."""
         state = self._state
         give_way = perf_counter_ns() + _GREEDY_NS
         end = give_way - _GREEDY_NS + _SPIN_NS

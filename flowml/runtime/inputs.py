@@ -10,7 +10,13 @@ from typing import TypeAlias
 from flowml.errors import FlowmlError
 from flowml.plan import PlanOperator
 from flowml.runtime.calls import Spot, returned
-from flowml.runtime.domain import Region, kept_by_source, reads_table_buffers, region_of_port
+from flowml.runtime.domain import (
+    Region,
+    RegionKey,
+    kept_by_source,
+    reads_table_buffers,
+    region_of_port,
+)
 from flowml.runtime.rank import Rank
 from flowml.runtime.values import EMPTY, Kept, Value, agreed_examples, copied
 
@@ -39,10 +45,20 @@ class Pattern:
         stop = names.index(writer.name) + including
         return sum(self.fires(name) for name in names[:stop])
 
-    def key(self) -> tuple[frozenset[str], frozenset[tuple[str, int]]]:
+    @property
+    def parity(self) -> int:
+        """Which of two turns of regions this step writes and reads; there is one if steps meet."""
+        return self.step % 2 if self.rank.plan.own_copies else 0
+
+    def region(self, key: RegionKey) -> Region:
+        """Return a region in this step's turn."""
+        return self.rank.memory.region((self.parity, *key))
+
+    def key(self) -> tuple[int, frozenset[str], frozenset[tuple[str, int]]]:
         """Return what makes two steps of the same pattern."""
         plan = self.rank.plan
         return (
+            self.parity,
             self.rank.firing.pattern(self.step),
             frozenset(
                 (o.name, n) for o in plan.steps for n in range(len(o.inputs)) if self.delivers(o, n)
@@ -66,7 +82,7 @@ def delivered(pattern: Pattern, reader: PlanOperator, number: int) -> Getter:
         if port.every > 1 and not kept_by_source(rank.plan, port) and rank.firing.keeps(port):
             return rank.kept.setdefault((reader.name, number), Kept(port.keep)).take
         source = rank.instance(rank.plan.scope_of(port))
-        return read_region(rank.memory.region(region_of_port(rank.plan, reader, number, source)))
+        return read_region(pattern.region(region_of_port(rank.plan, reader, number, source)))
     if port.every > 1 and not port.table and rank.firing.keeps(port):
         return rank.kept.setdefault((reader.name, number), Kept(port.keep)).take
     return fresh(pattern, reader, number)
@@ -83,7 +99,7 @@ def fresh(pattern: Pattern, reader: PlanOperator, number: int) -> Getter:
         return partial(rank.tables[source.writes].value, writes)
     if port.crosses:
         instance = rank.instance(source.scope)
-        return read_region(rank.memory.region(("out", port.source, port.output, instance)))
+        return read_region(pattern.region(("out", port.source, port.output, instance)))
     registers, slot = rank.registers, rank.slots[port.source, port.output]
     return lambda: registers[slot]
 

@@ -82,7 +82,7 @@ class Programs:
         self._rank = rank
         self._made: dict[object, StepProgram] = {}
         self._of_step: dict[int, StepProgram] = {}
-        self._cycle = cycle(rank.plan)
+        self._cycle = math.lcm(cycle(rank.plan), 2 if rank.plan.own_copies else 1)
 
     def of(self, step: int) -> StepProgram:
         """Return the program of a step."""

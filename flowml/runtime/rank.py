@@ -59,14 +59,16 @@ class Rank:
 
     def works_on(self, operator: PlanOperator) -> bool:
         """Tell whether this rank does an operator, or a slice of it."""
-        if operator.scope == REPLICA:
+        if operator.scope == REPLICA or self.plan.own_copies:
             return True
         workers = self.domain.workers_of(self.plan, operator.scope, self.instance(operator.scope))
         return operator.sliced or workers[0] == self.number
 
 
 def slice_of(rank: Rank, operator: PlanOperator, sizes: tuple[int, ...]) -> tuple[slice, ...]:
-    """Return the part of each flat buffer that a rank does of a sliced operator."""
+    """Return the part of each flat buffer that a rank does of an operator that is shared out."""
+    if rank.plan.own_copies:
+        return tuple(slice(0, size) for size in sizes)
     instance = rank.instance(operator.scope)
     workers = rank.domain.workers_of(rank.plan, operator.scope, instance)
     mine = workers.index(rank.number)
@@ -86,7 +88,7 @@ def rank_tables(
     for table in plan.tables:
         layout = layouts[table.name, -1]
         instance = plan.instance_of(table.scope, number)
-        if table.scope == REPLICA:
+        if table.scope == REPLICA or plan.own_copies:
             versions = [layout.allocate() for _ in range(1 + len(table.writes))]
             layout.write(initial(plan, table, instance, run_seed), versions[0])
         else:
@@ -100,7 +102,7 @@ def fill_shared(
 ) -> None:
     """Write the initial values of shared tables into a domain's memory."""
     for table in plan.tables:
-        if table.scope == REPLICA:
+        if table.scope == REPLICA or plan.own_copies:
             continue
         for instance in domain.present(plan, table.scope):
             value: Pytree = initial(plan, table, instance, run_seed)

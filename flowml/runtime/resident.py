@@ -32,6 +32,7 @@ from flowml.runtime.feeding import Feed, expected_steps, steps_per_epoch, total_
 from flowml.runtime.gang import Committed, Window
 from flowml.runtime.outcome import HistoryBuilder, Order, Outcome, evaluation_due
 from flowml.runtime.oversight import Interrupted, Oversight, settled
+from flowml.runtime.own_copies import with_own_copies
 from flowml.runtime.placing import Placement, evaluation_data, place_data
 from flowml.runtime.probe import probe
 from flowml.runtime.runspec import RunSpec, without_sources
@@ -64,6 +65,7 @@ class Resident:
     transport: str
     window_seconds: float
     windows_ahead: int
+    own_copies_bytes: int
     should_stop: Callable[[], bool]
     run: bytes = field(default_factory=lambda: uuid.uuid4().bytes)
     incarnation: int = 0
@@ -200,11 +202,12 @@ class Resident:
         roster = Roster.seat(
             self.run, 0, (Seat(r, w.address, w.host) for r, w in enumerate(self.workers))
         )
-        spec = RunSpec(self.plan, layouts, self.order, {}, roster, {})
+        plan = self._placed(self.plan, layouts, roster)
+        spec = RunSpec(plan, layouts, self.order, {}, roster, {})
         for worker in self.workers:
             domain = spec.domain_of(worker.address)
             board = Board.nbytes(self.plan.replicas, len(roster.workers))
-            needed = map_memory(self.plan, layouts, domain, board).nbytes
+            needed = map_memory(plan, layouts, domain, board).nbytes
             allowed = int(worker.memory_limit * PAUSE_SHARE)
             if worker.memory_limit and needed > allowed:
                 raise PlanError(
@@ -214,6 +217,9 @@ class Resident:
                     f"{allowed / 2**20:,.0f} MiB before Dask pauses it",
                     "Use fewer replicas a host, or workers with more memory.",
                 )
+
+    def _placed(self, plan: Plan, layouts: Layouts, roster: Roster) -> Plan:
+        return with_own_copies(plan, layouts, len(roster.domains), self.own_copies_bytes)
 
     def _join(
         self, feeds: dict[str, Feed], layouts: Layouts, addresses: dict[str, tuple[str, str]]
@@ -227,8 +233,9 @@ class Resident:
         plan = without_sources(self.plan)
         order = replace(self.order, on_event=None)
         while True:
+            placed = self._placed(plan, layouts, roster)
             self.spec = RunSpec(
-                plan, layouts, order, feeds, roster, {w: a for w, (_, a) in addresses.items()}
+                placed, layouts, order, feeds, roster, {w: a for w, (_, a) in addresses.items()}
             )
             shipped = self.client.scatter(
                 ship_plan(self.spec, self.plan), hash=False, broadcast=True

@@ -33,7 +33,7 @@ def write_body(pattern: Pattern, operator: PlanOperator) -> Act:
     before = pattern.writes_before(operator, including=False)
     apply = _application(rank, operator, table.rules.get(operator.name))
     number, enter, checks = rank.index[operator.name], rank.enter, rank.order.on_nonfinite == "stop"
-    sources, region = _blamed(pattern, operator), out_regions(rank, operator)[0]
+    sources, region = _blamed(pattern, operator), out_regions(pattern, operator)[0]
     mine = [tuple(b[s] for b, s in zip(v, parts, strict=True)) for v in table.versions]
     count = len(mine)
 
@@ -121,7 +121,7 @@ def _known_buffers(pattern: Pattern, operator: PlanOperator) -> tuple[Array, ...
         return None
     if port.crosses:
         instance = rank.instance(source.scope)
-        return rank.memory.region(("out", port.source, port.output, instance)).buffers
+        return pattern.region(("out", port.source, port.output, instance)).buffers
     return rank.flats.get((port.source, port.output))
 
 

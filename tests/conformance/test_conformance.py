@@ -50,6 +50,16 @@ def test_resident_is_serial(name: str, replicas: int, client: Client) -> None:
 
 @pytest.mark.parametrize("replicas", [2, 5])
 @pytest.mark.parametrize("name", CATALOGUE)
+def test_resident_where_owners_compute_is_serial(name: str, replicas: int, client: Client) -> None:
+    graph = CATALOGUE[name]()
+    truth = recorded(graph, replicas=replicas, groups=groups_of(replicas), executor="serial")
+    with dask.config.set({"flowml.own-copies": "0 B"}):
+        found = recorded(graph, replicas=replicas, groups=groups_of(replicas))
+    assert_same_bytes(truth, found)
+
+
+@pytest.mark.parametrize("replicas", [2, 5])
+@pytest.mark.parametrize("name", CATALOGUE)
 def test_resident_between_hosts_is_serial(name: str, replicas: int, client: Client) -> None:
     graph = CATALOGUE[name]()
     truth = recorded(graph, replicas=replicas, groups=groups_of(replicas), executor="serial")

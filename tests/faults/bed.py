@@ -318,9 +318,7 @@ def eventually(condition: Callable[[], Any], seconds: float = CLEAN_SECONDS) -> 
 
 
 @contextmanager
-def bed(
-    threads_per_worker: int = 1, set_as_default: bool = True, **options: Any
-) -> Iterator[Bed]:
+def bed(threads_per_worker: int = 1, set_as_default: bool = True, **options: Any) -> Iterator[Bed]:
     """Give a cluster of two processes on this machine."""
     # Dask gives a nanny up that has no worker 15 s after it once lost one: killed twice is enough.
     with (
