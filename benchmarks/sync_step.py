@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import platform
 import sys
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from distributed import Client, LocalCluster
+from distributed import Client
 from sync_case import REPLICAS, Case, Examples, chosen_examples
 from sync_dask import DaskGraph
 from sync_flowml import Resident
@@ -43,6 +42,8 @@ from sync_report import (
     ratio_text,
     ratios,
 )
+
+from flowml.runtime.attach import embedded_cluster
 
 CHECK_STEPS = 8
 """Steps after which all contenders must have the same parameters."""
@@ -77,7 +78,7 @@ class Contender(Protocol):
 
 @contextmanager
 def cluster() -> Iterator[Client]:
-    """Yield a client of two workers with one thread each.
+    """Yield a client of what ``graph.run`` starts by itself: two workers with one thread each.
 
     Notes
     -----
@@ -86,14 +87,7 @@ def cluster() -> Iterator[Client]:
     """
     before = dict(os.environ)
     with (
-        LocalCluster(
-            n_workers=REPLICAS,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.ERROR,
-        ) as local,
+        embedded_cluster(REPLICAS) as local,
         Client(local) as client,
     ):
         for name in os.environ.keys() - before.keys():

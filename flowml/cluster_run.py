@@ -16,7 +16,7 @@ from flowml.graph import LogicalGraph
 from flowml.plan import Plan
 from flowml.runtime.attach import Attached, Worker, attached
 from flowml.runtime.domain import Layouts
-from flowml.runtime.feeding import loads, local_feed, open_stream
+from flowml.runtime.feeding import first_batch, loads
 from flowml.runtime.notes import tell_notes
 from flowml.runtime.outcome import Order, Outcome
 from flowml.runtime.probe import probe
@@ -93,11 +93,5 @@ def _all_dealt(plan: Plan) -> bool:
 
 def probe_here(plan: Plan, order: Order) -> Layouts:
     """Try one step on one batch in this process; see :func:`flowml.runtime.probe.probe`."""
-    batches = {}
-    for operator in loads(plan):
-        feed, parts = local_feed(operator, plan.replicas, order.seed)
-        rank = next(r for r, o in enumerate(feed.orders) if o.batches())
-        stream = open_stream(feed, rank, parts[rank], prefetch=False)
-        batches[operator.name] = stream.batch(0)
-        stream.close()
+    batches = {o.name: first_batch(o, plan.replicas, order.seed) for o in loads(plan)}
     return probe(plan, batches, order.seed)

@@ -160,8 +160,13 @@ class LogicalGraph:
         Notes
         -----
         Kind, action and edges of each operator, by position; sites and names are left out. The
-        data of a source enters through its own token.
+        data of a source enters through its own token, which reads all of them.
         """
+        return str(tokenize(self.form, [_source_token(o.action) for o in self.operators]))
+
+    @property
+    def form(self) -> str:
+        """A structural name like ``token`` that leaves the data out."""
         order = {o.name: str(i) for i, o in enumerate(self.operators)}
         tables = [self.table(name) for name in self._tables_by_use()]
         order |= {t.name: f"t{i}" for i, t in enumerate(tables)}
@@ -203,10 +208,14 @@ def _action_token(action: Action, order: dict[str, str]) -> object:
         return ("assign", order[action.table])
     if isinstance(action, Load):
         options = (action.batch_size, action.shuffle, action.drop_last, action.seed)
-        return ("load", action.source.token(), *options, action.scope)
+        return ("load", *options, action.scope)
     if isinstance(action, Evaluate):
-        return ("evaluate", action.function, action.source.token(), action.every, action.unit)
+        return ("evaluate", action.function, action.every, action.unit)
     return action
+
+
+def _source_token(action: Action) -> str | None:
+    return action.source.token() if isinstance(action, Load | Evaluate) else None
 
 
 def coarser(scope: str, than: str) -> bool:

@@ -78,8 +78,8 @@ class Plan:
     """What every executor runs."""
 
     graph: str
-    token: str
-    """Structural name of the graph it was made from."""
+    form: str
+    """Structural name of the graph it was made from, its data left out."""
     replicas: int
     groups: tuple[tuple[int, ...], ...]
     """Ranks of each group; one group of all ranks where the graph names none."""
@@ -211,6 +211,11 @@ class Firing:
     )
 
     @cached_property
+    def is_steady(self) -> bool:
+        """Whether no edge has a period: all operators fire and all edges deliver in every step."""
+        return all(p.every == 1 for o in self.plan.operators for p in o.inputs)
+
+    @cached_property
     def horizon(self) -> int:
         """Steps after which every edge has delivered, and edges of all periods took turns."""
         return max(512, 2 * sum(p.every for o in self.plan.operators for p in o.inputs))
@@ -297,7 +302,7 @@ class Firing:
 
     def holds(self, port: PlanPort, reader: PlanOperator) -> bool:
         """Tell whether the reader ever fires while the edge delivers nothing new."""
-        if port.table and port.every == 1:
+        if (port.table and port.every == 1) or self.is_steady:
             return False
         key = (reader.name, port)
         if key not in self._holds:

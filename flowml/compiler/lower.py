@@ -33,7 +33,7 @@ def lower(fused: Fused, *, blas_threads: int = 1) -> Plan:
         for t in graph.tables
     )
     return Plan(
-        graph.name, graph.token, placed.replicas, placed.groups, operators, tables, blas_threads
+        graph.name, graph.form, placed.replicas, placed.groups, operators, tables, blas_threads
     )
 
 

@@ -76,7 +76,8 @@ def result_keys(plan: Plan, steps: int, seed: int = 0) -> dict[str, list[Key]]:
 
 def _suffix(plan: Plan, steps: int, seed: int) -> str:
     """Name the graph: equal plans give equal keys, with equal values."""
-    named = (plan.token, plan.replicas, plan.groups, plan.blas_threads, steps, seed)
+    data = [o.action.source.token() for o in loads(plan) if isinstance(o.action, Load)]
+    named = (plan.form, data, plan.replicas, plan.groups, plan.blas_threads, steps, seed)
     return str(tokenize(named))[:8]
 
 

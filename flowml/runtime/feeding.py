@@ -12,7 +12,7 @@ from typing import Any
 
 from flowml.actions import Load
 from flowml.data.rows import Rows
-from flowml.data.share import BatchOrder, Share, deal, random_seed
+from flowml.data.share import BatchOrder, Share, deal, deal_indices, random_seed
 from flowml.data.source import Partition, count_rows
 from flowml.data.stream import BatchStream
 from flowml.errors import DataError
@@ -164,6 +164,27 @@ def local_feed(
     counts = [p.rows if p.rows is not None else count_rows(p) for p in partitions]
     feed = make_feed(operator, [[counts[i] for i in mine] for mine in ids], ids, run_seed)
     return feed, [[partitions[i] for i in mine] for mine in ids]
+
+
+def first_batch(operator: PlanOperator, replicas: int, run_seed: int) -> tuple[Any, float]:
+    """Return the first batch of the first replica that has one, without dealing all rows."""
+    action = operator.action
+    assert isinstance(action, Load)
+    if not action.source.dealt:
+        feed, parts = local_feed(operator, replicas, run_seed)
+        rank = next(r for r, o in enumerate(feed.orders) if o.batches())
+        stream = open_stream(feed, rank, parts[rank], prefetch=False)
+        try:
+            return stream.batch(0)
+        finally:
+            stream.close()
+    rows = action.source.rows()
+    shares = deal_indices(len(rows), replicas, seed=seeds(operator, run_seed))
+    feed = make_feed(operator, [[len(s)] for s in shares], [[r] for r in range(replicas)], run_seed)
+    rank = next(r for r, o in enumerate(feed.orders) if o.batches())
+    ((_, index),) = feed.orders[rank].pieces(0, 0)
+    batch = rows.take(shares[rank][index]).aligned()
+    return batch.value(), batch.examples()
 
 
 def open_stream(

@@ -148,7 +148,7 @@ def test_a_plan_knows_its_graph() -> None:
     graph = hierarchical()
     made = plan(graph)
     assert made.graph == "hierarchical"
-    assert made.token == graph.logical.token
+    assert made.form == graph.logical.form
     assert made.groups == ((0, 1), (2, 3))
     assert made.phases == 3
     assert made.table("w").writes == ("update_w",)
@@ -191,7 +191,7 @@ def test_every_stage_prints(make: Callable[[], fl.Graph]) -> None:
 def test_plans_pickle(make: Callable[[], fl.Graph]) -> None:
     made = plan(make())
     again: Plan = cloudpickle.loads(cloudpickle.dumps(made))
-    assert again.token == made.token
+    assert again.form == made.form
     assert [o.name for o in again.operators] == [o.name for o in made.operators]
     assert [o.inputs for o in again.operators] == [o.inputs for o in made.operators]
     assert again.operator(made.operators[-1].name).phase == made.operators[-1].phase
@@ -200,7 +200,7 @@ def test_plans_pickle(make: Callable[[], fl.Graph]) -> None:
 UNPICKLE = """
 import sys, cloudpickle
 plan = cloudpickle.load(open(sys.argv[1], "rb"))
-print(plan.token, plan.phases, *(o.name for o in plan.operators))
+print(plan.form, plan.phases, *(o.name for o in plan.operators))
 print(*sorted(m for m in sys.modules if m.startswith(("tests", "flowml.compiler", "flowml.graph"))))
 """
 
@@ -217,7 +217,7 @@ def test_a_plan_unpickles_in_a_fresh_process_without_the_users_files(tmp_path: P
         timeout=60,
     )
     first, modules = done.stdout.splitlines()
-    assert first.split() == [made.token, "3", *(o.name for o in made.operators)]
+    assert first.split() == [made.form, "3", *(o.name for o in made.operators)]
     assert "tests" not in modules
 
 
