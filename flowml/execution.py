@@ -6,13 +6,19 @@ import signal
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
+from dataclasses import replace
 from typing import Any
 
-from flowml.errors import FlowmlError
+import numpy as np
+
+from flowml.cluster_run import probe_here
+from flowml.errors import FlowmlError, PlanError
 from flowml.graph import LogicalGraph
 from flowml.history import History
-from flowml.runtime.outcome import Outcome
-from flowml.types import Pytree
+from flowml.runtime.interleaved import replay
+from flowml.runtime.loose_rank import KINDS
+from flowml.runtime.outcome import Order, Outcome
+from flowml.types import Array, Pytree
 
 Execute = Callable[[Callable[[], bool]], Outcome]
 """Runs the whole graph; asks its argument at every step or window whether to stop."""
@@ -136,6 +142,54 @@ class Run:
     def history(self) -> History:
         """What each replica did in each step."""
         return History(self.outcome.history)
+
+    @property
+    def ledger(self) -> History:
+        """Reads and deliveries of a run with stale or async edges, in the order of the run.
+
+        Columns: ``event`` (its number), ``kind`` ("read", "deliver" or "leave"), ``replica``,
+        ``clock`` (steps that the replica had delivered), ``version`` (of the newest table read),
+        ``staleness`` (steps that the read was late) and ``wait_seconds``.
+
+        Raises
+        ------
+        PlanError
+            If the run was not recorded: ``graph.run(..., record=True)``.
+        """
+        record, _ = self._recorded()
+        columns = {name: record[name] for name in record.dtype.names or ()}
+        return History(columns | {"kind": np.array(KINDS)[record["kind"]]})
+
+    def replay(self) -> Run:
+        """Repeat a recorded run in this process: the same reads and deliveries, in their order.
+
+        Returns
+        -------
+        Run
+            Finished, with the same tables to the byte.
+
+        Raises
+        ------
+        PlanError
+            If the run was not recorded, or its edges are all sync: the serial executor repeats
+            those.
+        """
+        plan = self.outcome.plan
+        record, order = self._recorded()
+        quiet = replace(order, on_event=None)
+        layouts = probe_here(plan, quiet)
+        return Run(self.graph, lambda stop: replay(plan, quiet, layouts, record)).wait()
+
+    def _recorded(self) -> tuple[Array, Order]:
+        record, order = self.outcome.record, self.outcome.order
+        if record is None or order is None:
+            raise PlanError(
+                f"run of graph {self.graph.name!r}",
+                "has no record of reads and deliveries",
+                "a run without record=True, or one whose edges are all sync",
+                "graph.run(..., record=True) keeps it; a synchronous run is repeated by its seed.",
+            )
+        return record, order
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

@@ -25,7 +25,6 @@ class Later:
 
     directory: Any = None
     resume: Any = "auto"
-    record: Any = False
     checkpoint: Any = None
 
 
@@ -68,6 +67,7 @@ def order_of(
     deadline: str | float | None,
     step_seconds: float | None,
     on_nonfinite: str | None,
+    record: bool = False,
 ) -> Order:
     """Return what is asked of a run; the configuration fills in what was left out.
 
@@ -85,6 +85,7 @@ def order_of(
         deadline_seconds=_duration(deadline),
         step_seconds=_seconds("step_seconds", step_seconds) or configuration.read("step-seconds"),
         on_nonfinite=_nonfinite(on_nonfinite),
+        record=_yes_or_no("record", record),
     )
 
 
@@ -92,6 +93,12 @@ def executor_of(name: str | None) -> str:
     """Return the executor, which the configuration may name."""
     chosen = configuration.read("executor") if name is None else name
     return _one_of("executor", chosen, EXECUTORS)
+
+
+def _yes_or_no(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise PlanError(name, "must be True or False", repr(value))
+    return value
 
 
 def positive(name: str, value: int | None) -> int | None:

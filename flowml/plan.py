@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 from flowml.actions import GLOBAL, REPLICA, Action, Aggregate, Assign, Evaluate, Here, Kind, Update
+from flowml.freshness import SYNC, Promises
 from flowml.reductions import Tree, sum_tree
 from flowml.types import Site
 
@@ -33,6 +34,7 @@ class PlanPort:
     every: int = 1
     keep: Literal["last", "sum", "mean"] = "last"
     crosses: bool = False
+    promises: Promises = SYNC
 
 
 @dataclass(frozen=True)

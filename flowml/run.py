@@ -33,6 +33,8 @@ from flowml.progress import ProgressLine
 from flowml.runtime.attach import attached, leave_pool
 from flowml.runtime.equivalence import largest_difference
 from flowml.runtime.feeding import expected_steps
+from flowml.runtime.interleaved import run_interleaved
+from flowml.runtime.loose_plan import is_loose
 from flowml.runtime.notes import tell_notes
 from flowml.runtime.outcome import Order, Outcome
 from flowml.runtime.serial import run_serial
@@ -132,6 +134,7 @@ class Graph:
         progress: bool | None = None,
         dry_run: bool = False,
         snapshots: Sequence[int] = (),
+        record: bool = False,
         **later: Any,
     ) -> Run:
         """Start a run in the background.
@@ -165,6 +168,9 @@ class Graph:
             Check shapes, dtypes, pickling and one step; train nothing.
         snapshots : sequence of int
             Keep the tables after these numbers of steps in ``run.outcome.snapshots``.
+        record : bool
+            Keep the order of reads and deliveries of a graph with stale or async edges, about 50
+            bytes each: ``run.ledger`` shows it and ``run.replay()`` repeats the run from it.
 
         Raises
         ------
@@ -182,6 +188,7 @@ class Graph:
             deadline=deadline,
             step_seconds=step_seconds,
             on_nonfinite=on_nonfinite,
+            record=record,
         )
         line = ProgressLine(configuration.read("progress") if progress is None else progress)
         order = replace(order, on_event=_both(line, on_event))
@@ -204,8 +211,15 @@ class Graph:
         if asked.executor == "serial":
             plan = _local_plan(asked)
             return lambda stop: _serial(plan, asked.order, stop)
-        if asked.replicas is not None:  # tell what is wrong before a cluster is looked for
-            _local_plan(asked)
+        # Tell what is wrong before a cluster is looked for.
+        early = _local_plan(asked if asked.replicas else replace(asked, groups=None))
+        if asked.executor == "tasks" and is_loose(early):
+            raise PlanError(
+                self.logical.label,
+                "the executor 'tasks' runs sync edges only: a Dask task waits for all its inputs",
+                "stale or async edges",
+                "Leave executor= out, or mark all edges .sync().",
+            )
         leave_pool()
         return lambda stop: run_on_cluster(asked, stop)
 
@@ -307,6 +321,8 @@ def _serial(plan: Plan, order: Order, stop: Callable[[], bool]) -> Outcome:
     total = expected_steps(plan, order.seed, order.steps, order.epochs)
     order.tell(RunStarted("", plan.graph, "serial", plan.replicas, total))
     tell_notes(plan, order)
+    if is_loose(plan):
+        return run_interleaved(plan, order, probe_here(plan, order), stop)
     return run_serial(plan, order, stop)
 
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
     0: "errors types configuration mainguard",
-    1: "edges codecs rules clipping schedules reductions events",
+    1: "freshness edges codecs rules clipping schedules reductions events",
     2: "actions graph plan layout",
     3: "handles arguments operators differentiate data models protocol drawing",
     4: "collect history runtime simulate",
@@ -42,6 +42,7 @@ SIDEWAYS = {
     ("operators", "differentiate"),  # fl.gradient takes plain functions
     ("cli", "demo"),  # a command a file, its subject beside
     ("cli", "doctor"),
+    ("execution", "cluster_run"),  # a replay begins as a run does
     ("__main__", "cli"),  # python -m flowml
 }
 # Downward, and still not allowed: what runs a plan must not know where it came from.

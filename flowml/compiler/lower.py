@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from flowml.actions import Aggregate, Update
 from flowml.compiler.fuse import Fused, Phase
-from flowml.compiler.promises import describe, looseness, resolve
-from flowml.errors import FlowmlError, PlanError, raise_all
+from flowml.compiler.loose import loose_refusals, refusal
+from flowml.compiler.promises import schedules
+from flowml.errors import FlowmlError, raise_all
+from flowml.freshness import Promises
 from flowml.graph import LogicalGraph, Operator, Port
 from flowml.plan import Placement, Plan, PlanOperator, PlanPort, PlanTable
 
@@ -22,11 +25,12 @@ def lower(fused: Fused, *, blas_threads: int = 1) -> Plan:
     """
     placed = fused.placed
     graph = placed.graph
-    raise_all(graph.label, _not_yet(graph))
+    promises = schedules(graph)
+    raise_all(graph.label, _refused(graph, promises))
     placements = dict(placed.placements)
     phases = dict(fused.phases)
     operators = tuple(
-        _operator(graph, o, placements[o.name], phases[o.name]) for o in graph.operators
+        _operator(graph, o, placements[o.name], phases[o.name], promises) for o in graph.operators
     )
     tables = tuple(
         PlanTable(t.name, t.scope, t.init, t.site, tuple(w.name for w in graph.writers(t.name)))
@@ -38,10 +42,17 @@ def lower(fused: Fused, *, blas_threads: int = 1) -> Plan:
 
 
 def _operator(
-    graph: LogicalGraph, operator: Operator, placement: Placement, phase: Phase
+    graph: LogicalGraph,
+    operator: Operator,
+    placement: Placement,
+    phase: Phase,
+    promises: dict[tuple[str, int], Promises],
 ) -> PlanOperator:
     ports = tuple(
-        _port(graph, operator, number, port, phase.crosses[number])
+        replace(
+            _port(graph, operator, number, port, phase.crosses[number]),
+            promises=promises[operator.name, number],
+        )
         for number, port in enumerate(operator.inputs)
     )
     return PlanOperator(
@@ -79,29 +90,11 @@ def _default_keep(
     return "sum" if isinstance(reader.action, Update) else "last"
 
 
-def _not_yet(graph: LogicalGraph) -> list[FlowmlError]:
+def _refused(graph: LogicalGraph, promises: dict[tuple[str, int], Promises]) -> list[FlowmlError]:
+    """Return what can be declared and drawn, and does not run in this release."""
     errors: list[FlowmlError] = []
-    promises = resolve(graph)
     for operator in graph.operators:
-        for number, port in enumerate(operator.inputs):
-            where = f"edge {port.source} -> {operator.name} ({operator.site})"
-            promise = promises[operator.name, number]
-            if looseness(promise) != 0:
-                errors.append(
-                    _refusal(
-                        where,
-                        f"runs only as sync in this release, and is {describe(promise)}",
-                        "Mark it .sync(), or leave it out.",
-                    )
-                )
-            elif any(looseness(earlier) != 0 for _, earlier in port.edge.until):
-                errors.append(
-                    _refusal(
-                        where,
-                        f"runs only as sync in this release, and is {port.edge.describe()}",
-                        "Leave the earlier ones out.",
-                    )
-                )
+        for port in operator.inputs:
             for part, word in (
                 (port.edge.members, ".quorum"),
                 (port.edge.filter, ".when"),
@@ -110,8 +103,8 @@ def _not_yet(graph: LogicalGraph) -> list[FlowmlError]:
             ):
                 if part is not None:
                     errors.append(
-                        _refusal(
-                            where,
+                        refusal(
+                            f"edge {port.source} -> {operator.name} ({operator.site})",
                             f"{word} is declared and drawn, but does not run in this release",
                             "Leave it out to run.",
                         )
@@ -119,7 +112,7 @@ def _not_yet(graph: LogicalGraph) -> list[FlowmlError]:
     for table in graph.tables:
         if table.sparse:
             errors.append(
-                _refusal(
+                refusal(
                     f"table {table.name!r} ({table.site})",
                     "sparse tables are declared and drawn, but do not run in this release",
                     "Use a dense table: fl.table(name, init).",
@@ -127,14 +120,10 @@ def _not_yet(graph: LogicalGraph) -> list[FlowmlError]:
             )
         if table.on is not None:
             errors.append(
-                _refusal(
+                refusal(
                     f"table {table.name!r} ({table.site})",
                     "on= is declared and drawn, but does not run in this release",
                     "Leave it out.",
                 )
             )
-    return errors
-
-
-def _refusal(where: str, what: str, fix: str) -> PlanError:
-    return PlanError(where, what, fix=fix)
+    return errors + loose_refusals(graph, promises)

@@ -7,6 +7,7 @@ import math
 from flowml.actions import Aggregate, Evaluate, Map
 from flowml.edges import Promise
 from flowml.errors import FlowmlError, GraphError
+from flowml.freshness import Promises
 from flowml.graph import LogicalGraph, Operator, Port
 
 SYNC = Promise("sync", 0)
@@ -39,6 +40,32 @@ def resolve(graph: LogicalGraph) -> dict[tuple[str, int], Promise]:
         for number, port in enumerate(operator.inputs):
             promises.setdefault((operator.name, number), port.edge.promise or SYNC)
     return promises
+
+
+def schedules(graph: LogicalGraph) -> dict[tuple[str, int], Promises]:
+    """Return the promises of every edge over the steps; those of unmarked edges as in ``resolve``.
+
+    Notes
+    -----
+    An unmarked edge takes the earlier promises too: ``w.sync(until=500).async_()`` on the read
+    lets the whole loop begin synchronously.
+    """
+    last = resolve(graph)
+    earlier: dict[tuple[str, int], tuple[tuple[int, Promise], ...]] = {}
+    for loop in _loops(graph).values():
+        marked = [p.edge for _, _, p in loop if p.edge.promise is not None]
+        loosest = max(marked, key=lambda e: looseness(e.promise or SYNC), default=None)
+        for operator, number, port in loop:
+            edge = port.edge if port.edge.promise is not None else loosest
+            if edge is not None and edge.promise == last[operator.name, number]:
+                earlier.setdefault((operator.name, number), edge.until)
+    return {key: _steps(earlier.get(key, ()), promise) for key, promise in last.items()}
+
+
+def _steps(earlier: tuple[tuple[int, Promise], ...], last: Promise) -> Promises:
+    starts = [0, *(end for end, _ in earlier)]
+    kinds = [*(promise for _, promise in earlier), last]
+    return tuple((start, looseness(p)) for start, p in zip(starts, kinds, strict=True))
 
 
 def _loops(graph: LogicalGraph) -> dict[str, list[tuple[Operator, int, Port]]]:

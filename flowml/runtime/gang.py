@@ -48,6 +48,8 @@ from flowml.runtime.segment import Segment
 from flowml.runtime.watch import WAITING, Watch
 from flowml.types import Array, Pytree
 
+FINISHING = ("aggregate", "update", "assign")
+"""What a rank still does when the run is over: past the barrier before, its step is whole."""
 Committed = dict[int, dict[tuple[str, int], Pytree]]
 """By steps that are done: (table, instance) -> its value then."""
 
@@ -103,6 +105,8 @@ class Gang:
         self._programs: list[Programs] = []
         self._snapshots: dict[int, dict[tuple[str, int], Pytree]] = {}
         self._windows: dict[int, Window] = {}
+        steps = enumerate(spec.plan.steps)
+        self._finishing = {n for n, o in steps if o.kind in FINISHING and o.scope != REPLICA}
         self._next = 0
         self._ended: WindowRecord | None = None
         self._link: HostLink | None = None
@@ -145,8 +149,7 @@ class Gang:
         spec = self.spec
         domain = spec.domain_of(self.worker)
         board_bytes = Board.nbytes(spec.plan.replicas, len(spec.roster.workers))
-        memory_map = map_memory(spec.plan, spec.layouts, domain, board_bytes)
-        nbytes = max(memory_map.nbytes, 64)
+        nbytes = max(spec.shared_bytes(domain), 64)
         if len(self._workers) > 1 and listener is not None:
             members = {spec.member(w): spec.addresses[w] for w in self._workers}
             self._link = HostLink.join(
@@ -164,18 +167,30 @@ class Gang:
             self._segment = Segment.local(nbytes)
         block = self._segment.view(0, (nbytes,), np.uint8)
         board = Board(block[:board_bytes], spec.plan.replicas, len(spec.roster.workers))
-        memory = DomainMemory(memory_map, block)
-        if self._leads:
-            fill_shared(spec.plan, domain, memory, spec.layouts, spec.order.seed)
-        if self._link is not None:
-            self._link.barrier()
-        for number in self.ranks:
-            self._states.append(self._rank(number, memory, board))
-            self._programs.append(Programs(self._states[-1]))
-            self._states[-1].enter(WAITING, 0)
+        self._take_places(block, board)
+        for rank in self._states:
+            rank.enter(WAITING, 0)
         self.watch = Watch(spec, self.worker, board)
         if self._courier is not None:
             self._courier.on_silence = self.watch.silent
+
+    def _take_places(self, block: Array, board: Board) -> None:
+        """Fill the shared memory, once a domain, and make the ranks on it."""
+        spec = self.spec
+        domain = spec.domain_of(self.worker)
+        reserved = Board.nbytes(spec.plan.replicas, len(spec.roster.workers))
+        memory = DomainMemory(map_memory(spec.plan, spec.layouts, domain, reserved), block)
+        if self._leads:
+            fill_shared(spec.plan, domain, memory, spec.layouts, spec.order.seed)
+        self._all_see()
+        for number in self.ranks:
+            self._states.append(self._rank(number, memory, board))
+            self._programs.append(Programs(self._states[-1]))
+
+    def _all_see(self) -> None:
+        """Wait until what the first process has written is there for all of this host."""
+        if self._link is not None:
+            self._link.barrier()
 
     def _rank(self, number: int, memory: DomainMemory, board: Board) -> Rank:
         spec = self.spec
@@ -189,7 +204,7 @@ class Gang:
             self._streams(number),
             rank_tables(spec.plan, number, memory, spec.layouts, spec.order.seed),
             self.worker,
-            board.pen(number, self._gone),
+            board.pen(number, self._gone, self._finishing),
         )
         start_rules(rank)
         return rank
@@ -228,7 +243,11 @@ class Gang:
             )
         self._next = -1
         began = perf_counter()
-        records = [self._ended] * len(self.ranks) if self._ended else self._run_ranks(start, stop)
+        records = (
+            [self._ended] * len(self.ranks)
+            if self._ended
+            else self._run_ranks(start, stop, snapshot)
+        )
         if records[0].stopped:
             self._ended = replace(records[0], history=history_block((), 0, *[np.zeros(0)] * 3))
         paired = tuple(zip(self.ranks, records, strict=True))
@@ -239,7 +258,7 @@ class Gang:
         self._next = number + 1
         return window
 
-    def _run_ranks(self, start: int, stop: int) -> list[WindowRecord]:
+    def _run_ranks(self, start: int, stop: int, snapshot: bool) -> list[WindowRecord]:
         parties = range(len(self.ranks))
         return self._attend([partial(self._run_rank, p, start, stop) for p in parties])
 

@@ -36,6 +36,8 @@ class Order:
     step_seconds : float or None
         Longest time that one operator may take.
     on_nonfinite : "stop" or "ignore"
+    record : bool
+        Keep the order of reads and deliveries, from which a loose run is replayed.
     """
 
     steps: int | None
@@ -46,6 +48,7 @@ class Order:
     deadline_seconds: float = 60.0
     step_seconds: float | None = None
     on_nonfinite: Literal["stop", "ignore"] = "stop"
+    record: bool = False
     on_event: Callable[[Event], None] | None = None
 
     def tell(self, event: Event) -> None:
@@ -76,6 +79,10 @@ class Outcome:
     unsent: tuple[str, ...] = ()
     """Edges that still keep values of the last steps: nothing is flushed at the end."""
     error: FlowmlError | None = None
+    order: Order | None = None
+    """What was asked, where a replay needs it."""
+    record: Array | None = None
+    """Reads and deliveries of a loose run, in their order (loose_rank.EVENT)."""
 
 
 def evaluation_due(plan: Plan, step: int, steps_per_epoch: int, last: bool) -> tuple[str, ...]:
@@ -138,7 +145,12 @@ def kept_in_history(steps: Array) -> Array:
 
 
 def history_block(
-    steps: Sequence[int] | Array, replica: int, loss: Array, seconds: Array, wait_seconds: Array
+    steps: Sequence[int] | Array,
+    replica: int,
+    loss: Array,
+    seconds: Array,
+    wait_seconds: Array,
+    staleness: Array | None = None,
 ) -> dict[str, Array]:
     """Return the thinned rows of one replica."""
     numbers = np.asarray(steps, np.int64)
@@ -150,5 +162,9 @@ def history_block(
         "loss": np.asarray(loss, np.float64)[keep],
         "seconds": np.asarray(seconds, np.float64)[keep],
         "wait_seconds": np.asarray(wait_seconds, np.float64)[keep],
-        "staleness": np.zeros(count, np.int32),
+        "staleness": (
+            np.zeros(count, np.int32)
+            if staleness is None
+            else np.asarray(staleness, np.int32)[keep]
+        ),
     }

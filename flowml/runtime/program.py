@@ -170,6 +170,8 @@ class WindowRecord:
     stopped: bool
     ended: bool
     history: dict[str, Array]
+    events: Array | None = None
+    """Reads and deliveries of a loose run that is recorded."""
 
 
 def run_window(

@@ -26,10 +26,10 @@ from flowml.plan import Plan
 from flowml.protocol.roster import Roster, Seat
 from flowml.runtime import remote
 from flowml.runtime.attach import Worker
-from flowml.runtime.board import Board
-from flowml.runtime.domain import Layouts, map_memory
+from flowml.runtime.domain import Layouts
 from flowml.runtime.feeding import Feed, expected_steps, steps_per_epoch, total_steps
 from flowml.runtime.gang import Committed, Window
+from flowml.runtime.loose_plan import is_loose
 from flowml.runtime.outcome import HistoryBuilder, Order, Outcome, evaluation_due
 from flowml.runtime.oversight import Interrupted, Oversight, settled
 from flowml.runtime.own_copies import with_own_copies
@@ -39,6 +39,7 @@ from flowml.runtime.runspec import RunSpec, without_sources
 from flowml.runtime.serial import evaluated_table
 from flowml.runtime.shipping import ship_plan
 from flowml.runtime.tablestate import initial
+from flowml.types import Array
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ class Resident:
         self._seen: Committed = {}
         """The last tables that were sent here for a snapshot or an evaluation."""
         self.steps_per_second = 0.0
+        self._events: list[Array] = []
 
     # -- before the first step ----------------------------------------------------------------
 
@@ -122,6 +124,9 @@ class Resident:
         finally:
             self.oversight.close()
         self.outcome.history = self.history.columns()
+        if self._events:
+            self.outcome.record = np.sort(np.concatenate(self._events), order="event")
+            self.outcome.order = self.order
         return self.outcome
 
     def _admit(self) -> None:
@@ -205,9 +210,7 @@ class Resident:
         plan = self._placed(self.plan, layouts, roster)
         spec = RunSpec(plan, layouts, self.order, {}, roster, {})
         for worker in self.workers:
-            domain = spec.domain_of(worker.address)
-            board = Board.nbytes(self.plan.replicas, len(roster.workers))
-            needed = map_memory(plan, layouts, domain, board).nbytes
+            needed = spec.shared_bytes(spec.domain_of(worker.address))
             allowed = int(worker.memory_limit * PAUSE_SHARE)
             if worker.memory_limit and needed > allowed:
                 raise PlanError(
@@ -219,7 +222,16 @@ class Resident:
                 )
 
     def _placed(self, plan: Plan, layouts: Layouts, roster: Roster) -> Plan:
-        return with_own_copies(plan, layouts, len(roster.domains), self.own_copies_bytes)
+        if not is_loose(plan):
+            return with_own_copies(plan, layouts, len(roster.domains), self.own_copies_bytes)
+        if len(roster.domains) > 1:
+            raise PlanError(
+                f"graph {plan.graph!r}",
+                "stale and async edges run between processes that share memory in this release",
+                f"{len(roster.domains)} hosts, or a transport without shared memory",
+                "Mark all edges .sync(), or use workers of one host.",
+            )
+        return plan
 
     def _join(
         self, feeds: dict[str, Feed], layouts: Layouts, addresses: dict[str, tuple[str, str]]
@@ -352,7 +364,8 @@ class Resident:
     def _take(self, windows: list[Window], start: int, stop: int, last: int, epoch: int) -> bool:
         """Record a window; return whether the run has ended in it."""
         records = [r for w in windows for _, r in w.records]
-        step = records[0].steps
+        step = min(r.steps for r in records)
+        self._events += [r.events for r in records if r.events is not None]
         self.outcome.steps = step
         for record in records:
             self.history.add(record.history)
@@ -459,11 +472,12 @@ class Resident:
         self._rescue(replies)
 
     def _rescue(self, replies: list[Committed]) -> None:
-        """Take the tables of the last step that all ranks that are left have committed.
+        """Take the tables of the last step of which most of them are left.
 
         Notes
         -----
-        Tables of one group or replica are None where their ranks are lost, or ahead of it by
+        A table that is shared is whole as soon as one rank has committed it: all have met before.
+        Tables of one group or replica are None where their ranks are lost, or at another step, by
         steps that they make without meeting the others.
         """
         found: Committed = {}
@@ -472,7 +486,7 @@ class Resident:
                 found.setdefault(step, {}).update(tables)
         found = found or self._seen
         if found:
-            self.outcome.steps = min(found)
+            self.outcome.steps = max(found, key=lambda step: (len(found[step]), step))
             self.outcome.tables = _by_table(self.plan, found[self.outcome.steps])
             return
         self.outcome.steps = 0

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from flowml.actions import Evaluate, Load
 from flowml.layout import Layout
 from flowml.plan import Plan
 from flowml.protocol.roster import Roster
-from flowml.runtime.domain import Domain
+from flowml.runtime.board import Board
+from flowml.runtime.center_memory import CenterMemory
+from flowml.runtime.domain import Domain, map_memory
 from flowml.runtime.feeding import Feed
+from flowml.runtime.loose_plan import LoosePlan, is_loose, split
 from flowml.runtime.outcome import Order
 
 
@@ -53,6 +57,18 @@ class RunSpec:
             tuple(sorted(r for w in workers for r in self.roster.ranks(w)))
             for workers in self.roster.domains
         )
+
+    def shared_bytes(self, domain: Domain) -> int:
+        """Return the bytes of memory that the processes of a domain share."""
+        board = Board.nbytes(self.plan.replicas, len(self.roster.workers))
+        if self.loose is None:
+            return map_memory(self.plan, self.layouts, domain, board).nbytes
+        return board + CenterMemory.over(self.loose, self.layouts, self.order.seed, None).nbytes
+
+    @cached_property
+    def loose(self) -> LoosePlan | None:
+        """The parts of a plan with stale or async edges; None for a synchronous one."""
+        return split(self.plan) if is_loose(self.plan) else None
 
     def domain_of(self, worker: str) -> Domain:
         """Return the domain that a worker is in."""

@@ -27,6 +27,7 @@ from flowml.runtime.gang import Gang
 from flowml.runtime.host_hello import HostListener
 from flowml.runtime.host_key import host_key
 from flowml.runtime.loop_settings import LoopSettings
+from flowml.runtime.loose_gang import LooseGang
 from flowml.runtime.runspec import RunSpec
 from flowml.runtime.watch import BEAT_SECONDS
 
@@ -108,7 +109,8 @@ class FlowWorker(WorkerPlugin):
             courier = None
             if len(spec.roster.domains) > 1:
                 courier = self._couriers[run] = RpcCourier(self.worker, spec, me)
-            gang = self.gangs[run] = Gang(spec, me, courier, resident)
+            kind = Gang if spec.loose is None else LooseGang
+            gang = self.gangs[run] = kind(spec, me, courier, resident)
             for (operator, rank), parts in self._parts.get(run, {}).items():
                 gang.load(operator, rank, parts)
             self.settings.begin(run, spec.plan.blas_threads)

@@ -1,0 +1,95 @@
+"""Which graphs with stale or async edges run in this release, and what is said of the others.
+
+They are those of which every replica computes from tables alone, and whose values flow through an
+aggregate, or a push, into a global table. What a replica reads of another's step it reads from a
+table.
+"""
+
+from __future__ import annotations
+
+from flowml.actions import GLOBAL, REPLICA, Aggregate, Evaluate
+from flowml.errors import FlowmlError, PlanError
+from flowml.freshness import Promises, loosest
+from flowml.graph import LogicalGraph, Operator, Port
+
+Schedules = dict[tuple[str, int], Promises]
+
+
+def loose_refusals(graph: LogicalGraph, promises: Schedules) -> list[FlowmlError]:
+    """Return an error for each thing that does not run beside a stale or async edge."""
+    if all(loosest(p) == 0 for p in promises.values()):
+        return []
+    errors: list[FlowmlError] = []
+    for operator in graph.operators:
+        if isinstance(operator.action, Evaluate):
+            continue
+        where = f"{operator.kind} {operator.name!r} ({operator.site})"
+        if operator.scope not in (GLOBAL, REPLICA):
+            errors.append(_beside(where, f"groups do not run, and it has scope {operator.scope!r}"))
+        for number, port in enumerate(operator.inputs):
+            errors += _port_refusals(graph, operator, port, promises[operator.name, number])
+        if operator.scope == GLOBAL and len(_gates_before(graph, operator)) > 1:
+            names = ", ".join(sorted(_gates_before(graph, operator)))
+            errors.append(
+                _beside(where, f"what is global may come of one sum only, not of {names}")
+            )
+    for table in graph.tables:
+        writers = graph.writers(table.name)
+        where = f"table {table.name!r} ({table.site})"
+        if table.scope not in (GLOBAL, REPLICA):
+            errors.append(_beside(where, f"groups do not run, and it has scope {table.scope!r}"))
+        if table.scope == GLOBAL and len(writers) > 1:
+            names = " and ".join(repr(w.name) for w in writers)
+            errors.append(_beside(where, f"a global table has one write, not {names}"))
+    return errors
+
+
+def _port_refusals(
+    graph: LogicalGraph, operator: Operator, port: Port, promises: Promises
+) -> list[FlowmlError]:
+    where = f"edge {port.source} -> {operator.name} ({operator.site})"
+    found: list[FlowmlError] = []
+    values = [s for _, s in promises]
+    if values != sorted(values):
+        found.append(_beside(where, "a later promise may not be tighter than an earlier one"))
+    if port.table:
+        if operator.scope == GLOBAL and isinstance(operator.action, Aggregate):
+            found.append(_beside(where, "an aggregate takes what operators make, not tables"))
+        return found
+    source = graph.operator(port.source)
+    if operator.scope == REPLICA and source.scope != REPLICA:
+        found.append(
+            _beside(where, "a replica reads what is global from a table, not in the same step")
+        )
+    if (
+        isinstance(operator.action, Aggregate)
+        and port.edge.period is not None
+        and loosest(promises) > 0
+    ):
+        found.append(_beside(where, ".every is for sync edges, and for pushes, not for this sum"))
+    if operator.scope == GLOBAL and source.scope == GLOBAL and port.edge.period is not None:
+        found.append(_beside(where, ".every stands between a replica and what is global"))
+    return found
+
+
+def _gates_before(graph: LogicalGraph, operator: Operator) -> set[str]:
+    """Return where values of replicas enter what an operator depends on."""
+    if operator.scope != GLOBAL:
+        return set()
+    inputs = [graph.operator(p.source) for p in operator.inputs if not p.table]
+    if any(i.scope == REPLICA for i in inputs):
+        return {operator.name}
+    return {name for i in inputs for name in _gates_before(graph, i)}
+
+
+def _beside(where: str, what: str) -> PlanError:
+    return refusal(
+        where,
+        f"{what}, beside a stale or async edge in this release",
+        "Change that, or mark all edges .sync().",
+    )
+
+
+def refusal(where: str, what: str, fix: str) -> PlanError:
+    """Return the error for what can be declared and does not run yet."""
+    return PlanError(where, what, fix=fix)
