@@ -158,10 +158,8 @@ class Graph:
             What a NaN or infinite value does.
         on_event : callable, optional
             Gets each event of the run; see ``flowml.events``.
-        deadline : str or float
-            Longest silence of a replica that others wait for.
-        blas_threads : int
-            A replica; part of the plan, since it changes bits.
+        deadline, blas_threads : str or float, int
+            Longest silence of a replica that others wait for; threads of each (they change bits).
         progress : bool, optional
             Show the progress line; None: on a terminal only.
         dry_run : bool
@@ -169,8 +167,7 @@ class Graph:
         snapshots : sequence of int
             Keep the tables after these numbers of steps in ``run.outcome.snapshots``.
         record : bool
-            Keep the order of reads and deliveries of a graph with stale or async edges, about 50
-            bytes each: ``run.ledger`` shows it and ``run.replay()`` repeats the run from it.
+            Keep the order of reads and deliveries under stale and async edges, for ``run.replay``.
 
         Raises
         ------

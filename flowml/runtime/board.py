@@ -20,7 +20,7 @@ all processes of a machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from time import monotonic_ns
 from typing import NamedTuple
 
@@ -83,7 +83,9 @@ class Board:
         words[at + 1] = monotonic_ns()
         words[at] = step << _OPERATOR_BITS | operator_index
 
-    def pen(self, rank: int, gone: Sequence[BaseException] = ()) -> Callable[[int, int], None]:
+    def pen(
+        self, rank: int, gone: Sequence[BaseException] = (), finishing: Container[int] = ()
+    ) -> Callable[[int, int], None]:
         """Return ``enter`` for one rank as a function of (operator_index, step): half the cost.
 
         Parameters
@@ -91,12 +93,14 @@ class Board:
         gone : sequence of exceptions
             Once it holds any, the function raises the first: where no barrier is near, a rank
             learns here that its run is over.
+        finishing : container of int
+            Operators before which it does not: a rank that has all it needs for a step ends it.
         """
         words, at, now = self._words, rank * _LINE, monotonic_ns
         after = at + 1
 
         def enter(operator_index: int, step: int) -> None:
-            if gone:
+            if gone and operator_index not in finishing:
                 raise gone[0]
             words[after] = now()
             words[at] = step << 16 | operator_index

@@ -31,7 +31,7 @@ class LooseGang(Gang):
 
     _center: Center | None = None
     _lock: HostLock | None = None
-    _loops: list[LooseLoop]
+    _loops: tuple[LooseLoop, ...] = ()
     _meets_first = False
     """The window before ended in a snapshot: nobody goes on before all have taken it."""
 
@@ -50,7 +50,7 @@ class LooseGang(Gang):
         self._center = center
         lock = self._lock = HostLock(None if self._link is None else self._segment.fd)
         last = total_steps(list(spec.feeds.values()), spec.order.steps, spec.order.epochs)
-        self._loops = []
+        loops = []
         for number in self.ranks:
             replica = LooseRank.make(
                 loose,
@@ -62,7 +62,7 @@ class LooseGang(Gang):
                 board.pen(number, self._gone),
             )
             self._states.append(replica.rank)
-            self._loops.append(
+            loops.append(
                 LooseLoop(
                     replica,
                     center,
@@ -73,6 +73,7 @@ class LooseGang(Gang):
                     spec.order.record,
                 )
             )
+        self._loops = tuple(loops)
 
     def _run_ranks(self, start: int, stop: int, snapshot: bool) -> list[WindowRecord]:
         parties = range(len(self.ranks))
@@ -145,7 +146,7 @@ class LooseGang(Gang):
 
     def _release(self) -> None:
         super()._release()
-        self._loops.clear()
+        self._loops, self._center = (), None  # views of the shared memory keep it mapped
         if self._lock is not None:
             self._lock.close()
 

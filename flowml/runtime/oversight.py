@@ -16,7 +16,14 @@ from typing import Any
 
 from distributed import Client, Future, wait
 
-from flowml.errors import FlowmlError, OperatorError, PlanError, StaleRunError, WorkerLostError
+from flowml.errors import (
+    FlowmlError,
+    OperatorError,
+    PlanError,
+    StaleRunError,
+    StalledError,
+    WorkerLostError,
+)
 from flowml.plan import Plan
 from flowml.protocol.failures import Aborted
 from flowml.runtime import remote
@@ -218,8 +225,9 @@ class Oversight:
     def _verdict(self, futures: Sequence[Future[Any]], operator: str) -> FlowmlError:
         """Return the first cause of the failure of some tasks."""
         self.abort("another replica failed")
+        self.lost = self._found_silent(futures, operator)
         self._settle(futures)
-        errors = [error_of(f, operator) for f in futures if f.status not in ("finished", "pending")]
+        errors = errors_of(futures, operator)
         cause = first_cause(errors, self.plan)
         if isinstance(cause, WorkerLostError) and cause.worker:
             return self._lost(cause.worker, futures, operator)
@@ -257,6 +265,12 @@ class Oversight:
             worker="",
             kind="raised",
         )
+
+    def _found_silent(self, futures: Sequence[Future[Any]], operator: str) -> str:
+        """Return the worker that another one found to be silent, or "": it answers nobody."""
+        stalls = [e for e in errors_of(futures, operator) if isinstance(e, StalledError)]
+        named = [str(e.fields["waiting_for"]) for e in stalls]
+        return next((w for w in named if w in self.ranks), "")
 
     def _lost(self, worker: str, futures: Sequence[Future[Any]], operator: str) -> FlowmlError:
         self.lost = worker
@@ -309,6 +323,11 @@ def worker_of(future: Future[Any]) -> str:
     """Return the worker that a task of a run is pinned to: the last item of its key."""
     key = future.key
     return str(key[-1]) if isinstance(key, tuple) else ""
+
+
+def errors_of(futures: Sequence[Future[Any]], operator: str) -> list[BaseException]:
+    """Return the errors of those tasks that have failed."""
+    return [error_of(f, operator) for f in futures if f.status not in ("finished", "pending")]
 
 
 def error_of(future: Future[Any], operator: str) -> BaseException:

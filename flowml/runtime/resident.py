@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import optree
 from distributed import Client, Future
 
 from flowml.errors import FlowmlError, PlanError, WorkerLostError
@@ -35,10 +34,10 @@ from flowml.runtime.oversight import Interrupted, Oversight, settled
 from flowml.runtime.own_copies import with_own_copies
 from flowml.runtime.placing import Placement, evaluation_data, place_data
 from flowml.runtime.probe import probe
+from flowml.runtime.rescue import by_table, rescued
 from flowml.runtime.runspec import RunSpec, without_sources
 from flowml.runtime.serial import evaluated_table
 from flowml.runtime.shipping import ship_plan
-from flowml.runtime.tablestate import initial
 from flowml.types import Array
 
 logger = logging.getLogger(__name__)
@@ -407,7 +406,7 @@ class Resident:
             found |= part
         self._seen = {step: found}
         if step in self.order.snapshots:
-            self.outcome.snapshots[step] = _by_table(self.plan, found)
+            self.outcome.snapshots[step] = by_table(self.plan, found)
         self._evaluate(step, ends=False, tables=found)
 
     def _collect(self) -> None:
@@ -426,7 +425,7 @@ class Resident:
         found: dict[tuple[str, int], Any] = {}
         for part in self.oversight.finish(tasks, "snapshot"):
             found |= part
-        self.outcome.tables = _by_table(self.plan, found)
+        self.outcome.tables = by_table(self.plan, found)
         if self.outcome.steps in self.order.snapshots:
             self.outcome.snapshots[self.outcome.steps] = self.outcome.tables
 
@@ -472,36 +471,5 @@ class Resident:
         self._rescue(replies)
 
     def _rescue(self, replies: list[Committed]) -> None:
-        """Take the tables of the last step of which most of them are left.
-
-        Notes
-        -----
-        A table that is shared is whole as soon as one rank has committed it: all have met before.
-        Tables of one group or replica are None where their ranks are lost, or at another step, by
-        steps that they make without meeting the others.
-        """
-        found: Committed = {}
-        for reply in replies:
-            for step, tables in reply.items():
-                found.setdefault(step, {}).update(tables)
-        found = found or self._seen
-        if found:
-            self.outcome.steps = max(found, key=lambda step: (len(found[step]), step))
-            self.outcome.tables = _by_table(self.plan, found[self.outcome.steps])
-            return
-        self.outcome.steps = 0
-        with suppress(FlowmlError):  # an init that fails is the error that brought us here
-            self.outcome.tables = {
-                t.name: [
-                    optree.tree_map(np.array, initial(self.plan, t, i, self.order.seed))
-                    for i in range(self.plan.instances(t.scope))
-                ]
-                for t in self.plan.tables
-            }
-
-
-def _by_table(plan: Plan, found: dict[tuple[str, int], Any]) -> dict[str, list[Any]]:
-    return {
-        t.name: [found.get((t.name, i)) for i in range(plan.instances(t.scope))]
-        for t in plan.tables
-    }
+        found = rescued(self.plan, self.order, replies, self._seen)
+        self.outcome.steps, self.outcome.tables = found

@@ -32,6 +32,8 @@ from flowml.runtime.runspec import RunSpec
 from flowml.runtime.watch import BEAT_SECONDS
 
 NAME = "flowml"
+MESSAGES = ("flowml-lost", "flowml-abort", "flowml-close")
+"""What the scheduler tells a worker."""
 ENDED_RUNS = 1000
 """Names of ended runs that a worker remembers."""
 RESIDENT_SHARE = 4
@@ -55,9 +57,9 @@ class FlowWorker(WorkerPlugin):
         self._lock = threading.RLock()  # tasks and handlers run in different threads
         add_request(worker, "flowml_exchange", self.take_parcel)
         add_request(worker, "flowml_pulse", self.pulse)
-        add_stream(worker, "flowml-lost", self.worker_lost)
-        add_stream(worker, "flowml-abort", self.abort)
-        add_stream(worker, "flowml-close", self.close)
+        takers = self.worker_lost, self.abort, self.close
+        for message, taker in zip(MESSAGES, takers, strict=True):
+            add_stream(worker, message, taker)
         self._beat = PeriodicCallback(self.beat, BEAT_SECONDS * 1000)
         self._beat.start()
 
@@ -66,9 +68,9 @@ class FlowWorker(WorkerPlugin):
         self._beat.stop()
         for run in [*self.gangs, *self._listeners, *self._parts]:
             self.close(run)
-        remove_names(
-            worker, "flowml_exchange", "flowml_pulse", "flowml-lost", "flowml-abort", "flowml-close"
-        )
+        remove_names(worker, "flowml_exchange", "flowml_pulse")
+        for message in MESSAGES:  # one that is on its way, without a taker, breaks Dask's stream
+            add_stream(worker, message, ignored)
 
     def open(self, run: str, transport: str) -> tuple[str, str]:
         """Listen for the other processes of this host; return the host key and the address."""
@@ -202,3 +204,7 @@ class FlowWorker(WorkerPlugin):
         gang = self.gangs.get(run)
         if gang is not None:
             gang.abort(Aborted("run", "was told to leave", reason, member=-1, cause=reason))
+
+
+def ignored(**_: Any) -> None:
+    """Take a message for a plugin that has been taken down."""

@@ -1,0 +1,60 @@
+"""The tables that a failed run leaves: those of the last step that all who are left have made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import optree
+
+from flowml.errors import FlowmlError
+from flowml.plan import Plan
+from flowml.runtime.gang import Committed
+from flowml.runtime.outcome import Order, Tables
+from flowml.runtime.tablestate import initial
+
+
+def by_table(plan: Plan, found: Mapping[tuple[str, int], Any]) -> Tables:
+    """Return instances by table, in order; None where one is not there."""
+    return {
+        t.name: [found.get((t.name, i)) for i in range(plan.instances(t.scope))]
+        for t in plan.tables
+    }
+
+
+def rescued(
+    plan: Plan, order: Order, replies: Sequence[Committed], seen: Committed
+) -> tuple[int, Tables]:
+    """Return the last step that all ranks that are left have committed, and its tables.
+
+    Parameters
+    ----------
+    replies : sequence of Committed
+        What each worker that answers has.
+    seen : Committed
+        The last tables that came to the driver in time.
+
+    Notes
+    -----
+    Tables of one group or replica are None where their ranks are lost, or ahead of it by steps
+    that they make without meeting the others.
+    """
+    found: Committed = {}
+    for reply in replies:
+        for step, tables in reply.items():
+            found.setdefault(step, {}).update(tables)
+    found = found or seen
+    if found:
+        return min(found), by_table(plan, found[min(found)])
+    first: Tables = {}
+    with suppress(FlowmlError):  # an init that fails is the error that brought us here
+        first = {
+            t.name: [
+                optree.tree_map(np.array, initial(plan, t, i, order.seed))
+                for i in range(plan.instances(t.scope))
+            ]
+            for t in plan.tables
+        }
+    return 0, first

@@ -1,0 +1,109 @@
+"""Faults of runs whose replicas do not meet: stale and async edges."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import flowml as fl
+from flowml.errors import OperatorError, StalledError, WorkerLostError
+from tests.faults.bed import (
+    BATCH,
+    CLASSES,
+    FEATURES,
+    Bed,
+    Trap,
+    TrappedModel,
+    assert_readable,
+    examples,
+    failure,
+    logged,
+)
+
+PROMISES: dict[str, Any] = {"async": lambda w: w.async_(), "stale": lambda w: w.stale(2)}
+
+
+def training(promise: str, trap: Trap | None = None, rule: Any = None) -> fl.Graph:
+    """Return a graph whose gradients are pushed one by one."""
+    model = fl.models.softmax(FEATURES, CLASSES)
+    w = fl.table("w", model.init(seed=0))
+    batch = fl.load(examples(), batch_size=BATCH, name="batch")
+    trapped = TrappedModel(model, trap or Trap())
+    grads = fl.gradient(trapped, PROMISES[promise](w), batch, fl.here(), name="gradient")
+    return fl.Graph(fl.update(w, grads, rule or fl.sgd(0.05), name="update"))
+
+
+def assert_whole(tables: dict[str, Any]) -> None:
+    assert all(np.isfinite(leaf).all() for leaf in tables["w"].values())
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+def test_death_in_a_gradient(promise: str, pair: Bed, tmp_path: Path) -> None:
+    trap, victim = logged(Trap("kill", step=5), tmp_path), pair.address_of(1)
+    error = failure(training(promise, trap).start(steps=4000, replicas=2), trap)
+    assert isinstance(error, WorkerLostError)
+    assert error.worker == victim
+    assert error.operator == "gradient"
+    assert error.run.steps == 5  # of the replica that is furthest behind: the dead one
+    assert_whole(error.run.tables)
+    pair.assert_usable()
+
+
+def dying_rule(trap: Trap, pid: int) -> fl.Rule:
+    """Return SGD that dies in one process in the middle of a write, with the lock in its hand."""
+    sgd = fl.sgd(0.05)
+
+    def step(params: Any, update: Any, state: Any, at: Any, out: Any) -> None:
+        if at.writer == 1 and at.step == trap.step and os.getpid() == pid:
+            out[...] = np.nan
+            trap.happen()
+        sgd.step(params, update, state, at, out)
+
+    return fl.Rule(sgd.init, step, name="dying")
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+def test_death_in_the_middle_of_a_write(promise: str, pair: Bed, tmp_path: Path) -> None:
+    """The lock goes with its holder, and nobody ever reads the half that it wrote."""
+    trap, (victim, pid) = logged(Trap("kill", step=6), tmp_path), list(pair.pids().items())[1]
+    graph = training(promise, rule=dying_rule(trap, pid))
+    error = failure(graph.start(steps=4000, replicas=2), trap)
+    assert isinstance(error, WorkerLostError)
+    assert error.worker == victim
+    assert_whole(error.run.tables)
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+@pytest.mark.parametrize("kind", ["raise", "exit", "nan"])
+def test_an_operator_that_fails(kind: str, promise: str, pair: Bed, tmp_path: Path) -> None:
+    trap = logged(Trap(kind, step=5), tmp_path)
+    run = training(promise, trap).start(steps=4000, replicas=2)
+    error = failure(run, None if kind == "nan" else trap)
+    assert (error.operator, error.replica, error.step) == ("gradient", 1, 5)
+    assert isinstance(error, OperatorError) or kind == "nan"
+    assert_whole(error.run.tables)
+    pair.assert_usable()
+
+
+def test_a_slow_operator_under_stale(pair: Bed, tmp_path: Path) -> None:
+    """The other waits for the clock of the slow one, and says so."""
+    trap = logged(Trap("sleep", step=5, seconds=3.0), tmp_path)
+    run = training("stale", trap).start(steps=40, replicas=2, step_seconds=0.5)
+    error = failure(run, trap)
+    assert isinstance(error, StalledError)
+    assert error.operator == "gradient"
+    assert error.replica == 1
+    assert_readable(error)
+
+
+def test_a_stop_ends_both(pair: Bed) -> None:
+    trap = Trap("sleep", step=3, seconds=0.2)
+    run = training("async", trap).start(steps=10_000_000, replicas=2, max_seconds=0.5)
+    done = run.wait(30.0)
+    assert done.status == "stopped"
+    assert 0 < done.steps < 10_000_000
+    assert_whole(done.tables)
