@@ -3,7 +3,7 @@
 import typing as _typing
 from importlib.metadata import version as _version
 
-from flowml import codecs, data, models, schedules
+from flowml import codecs, data, models, schedules, simulate
 from flowml.clipping import by_leaf, clip_norm
 from flowml.collect import closest as _closest
 from flowml.differentiate import value_and_grad
@@ -75,6 +75,7 @@ __all__ = [
     "rmsprop",
     "schedules",
     "sgd",
+    "simulate",
     "sparse_table",
     "table",
     "trimmed_mean",

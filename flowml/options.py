@@ -14,7 +14,7 @@ from flowml.collect import closest
 from flowml.errors import PlanError
 from flowml.runtime.outcome import Order
 
-Executor = Literal["resident", "tasks", "serial"]
+Executor = Literal["resident", "tasks", "serial", "simulated"]
 EXECUTORS: tuple[str, ...] = get_args(Executor)
 NONFINITE: tuple[str, ...] = ("stop", "ignore")
 

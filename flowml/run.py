@@ -17,12 +17,13 @@ from flowml.compiler.check import check
 from flowml.compiler.explain import explain
 from flowml.compiler.explained import Explanation
 from flowml.compiler.gauge import measure, usable_cores
+from flowml.compiler.loose import shape_refusals
 from flowml.compiler.place import Groups
 from flowml.compiler.promises import resolve
 from flowml.compiler.stages import compile_graph
 from flowml.drawing import as_mermaid, as_svg, as_text, mimebundle
 from flowml.drawing.text import counted
-from flowml.errors import FlowmlError, PlanError
+from flowml.errors import FlowmlError, PlanError, raise_all
 from flowml.events import Event, Finished, RunStarted
 from flowml.execution import Execute, Run
 from flowml.graph import LogicalGraph
@@ -39,6 +40,8 @@ from flowml.runtime.notes import tell_notes
 from flowml.runtime.outcome import Order, Outcome
 from flowml.runtime.serial import run_serial
 from flowml.runtime.shipping import check_ships
+from flowml.simulate.models import Compute, Faults, Network
+from flowml.simulate.virtual import run_virtual
 
 
 class Graph:
@@ -198,16 +201,12 @@ class Graph:
 
     def _execution(self, asked: Asked) -> Execute:
         """Return what runs it, after what can be refused at once."""
-        if asked.order.steps is None and asked.order.epochs is None:
-            raise PlanError(
-                self.logical.label,
-                "a run needs steps= or epochs=",
-                "neither",
-                "For example graph.run(epochs=10).",
-            )
+        self._check_length(asked.order)
         if asked.executor == "serial":
             plan = _local_plan(asked)
             return lambda stop: _serial(plan, asked.order, stop)
+        if asked.executor == "simulated":
+            return self._simulation(asked, Compute(), Network(), Faults())
         # Tell what is wrong before a cluster is looked for.
         early = _local_plan(asked if asked.replicas else replace(asked, groups=None))
         if asked.executor == "tasks" and is_loose(early):
@@ -219,6 +218,80 @@ class Graph:
             )
         leave_pool()
         return lambda stop: run_on_cluster(asked, stop)
+
+    def simulate(
+        self,
+        *,
+        replicas: int,
+        compute: Compute | None = None,
+        network: Network | None = None,
+        faults: Faults | None = None,
+        steps: int | None = None,
+        epochs: int | None = None,
+        seed: int = 0,
+        max_seconds: float | None = None,
+        snapshots: Sequence[int] = (),
+        record: bool = False,
+    ) -> Run:
+        """Run the graph in virtual time, on a cluster that is made up.
+
+        The promises and the arithmetic are those of a real run; how long steps and messages take
+        is drawn from ``seed``. The same call gives the same bytes and the same times.
+
+        Parameters
+        ----------
+        replicas : int
+        compute, network, faults : Compute, Network, Faults, optional
+            How long a step and a message take, and who is lost (``fl.simulate``).
+        steps, epochs, seed, snapshots, record
+            As in :meth:`start`.
+        max_seconds : float, optional
+            Virtual seconds.
+
+        Returns
+        -------
+        Run
+            Finished. ``run.seconds``, the history and the evaluations are in virtual seconds.
+
+        Raises
+        ------
+        PlanError
+            If the graph has groups, or something else that does not run beside stale edges.
+        """
+        order = order_of(
+            steps=steps,
+            epochs=epochs,
+            seed=seed,
+            snapshots=snapshots,
+            max_seconds=max_seconds,
+            deadline=None,
+            step_seconds=None,
+            on_nonfinite=None,
+            record=record,
+        )
+        asked = Asked(
+            self.logical, positive("replicas", replicas), None, 1, "simulated", None, order
+        )
+        self._check_length(order)
+        made = compute or Compute(), network or Network(), faults or Faults()
+        return Run(self.logical, self._simulation(asked, *made)).wait()
+
+    def _check_length(self, order: Order) -> None:
+        if order.steps is None and order.epochs is None:
+            raise PlanError(
+                self.logical.label,
+                "a run needs steps= or epochs=",
+                "neither",
+                "For example graph.run(epochs=10).",
+            )
+
+    def _simulation(
+        self, asked: Asked, compute: Compute, network: Network, faults: Faults
+    ) -> Execute:
+        plan = _local_plan(asked)
+        raise_all(self.logical.label, shape_refusals(self.logical))
+        layouts = probe_here(plan, asked.order)
+        return lambda stop: run_virtual(plan, asked.order, layouts, compute, network, faults, stop)
 
     def check_equivalent(
         self,

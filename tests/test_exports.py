@@ -39,6 +39,7 @@ EXPORTS = [
     "rmsprop",
     "schedules",
     "sgd",
+    "simulate",
     "sparse_table",
     "table",
     "trimmed_mean",

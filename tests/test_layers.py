@@ -42,6 +42,7 @@ SIDEWAYS = {
     ("operators", "differentiate"),  # fl.gradient takes plain functions
     ("cli", "demo"),  # a command a file, its subject beside
     ("cli", "doctor"),
+    ("simulate", "runtime"),  # what a simulated run computes is what a real one computes
     ("execution", "cluster_run"),  # a replay begins as a run does
     ("__main__", "cli"),  # python -m flowml
 }

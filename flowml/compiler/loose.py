@@ -8,6 +8,7 @@ table.
 from __future__ import annotations
 
 from flowml.actions import GLOBAL, REPLICA, Aggregate, Evaluate
+from flowml.compiler.promises import schedules
 from flowml.errors import FlowmlError, PlanError
 from flowml.freshness import Promises, loosest
 from flowml.graph import LogicalGraph, Operator, Port
@@ -19,6 +20,12 @@ def loose_refusals(graph: LogicalGraph, promises: Schedules) -> list[FlowmlError
     """Return an error for each thing that does not run beside a stale or async edge."""
     if all(loosest(p) == 0 for p in promises.values()):
         return []
+    return shape_refusals(graph)
+
+
+def shape_refusals(graph: LogicalGraph) -> list[FlowmlError]:
+    """Return an error for each thing that keeps replicas from going at their own pace."""
+    promises = schedules(graph)
     errors: list[FlowmlError] = []
     for operator in graph.operators:
         if isinstance(operator.action, Evaluate):

@@ -219,6 +219,15 @@ class PromiseRule:
                 worst = max(worst, step - self._complete(gate))
         return worst
 
+    def least(self) -> int:
+        """Return the least clock of the live replicas; the largest of all if none is live."""
+        found = self._least_clock()
+        return int(self._clocks.max()) if found is None else found
+
+    def most_complete(self) -> int:
+        """Return the largest clock that some gate has complete: what waits for more, waits on."""
+        return max((self._complete(n) for n in range(len(self.gates))), default=0)
+
     def _complete(self, gate: int) -> int:
         """Return the number of stamps that a table's writer has complete.
 
