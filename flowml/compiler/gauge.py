@@ -23,7 +23,7 @@ from flowml.runtime.program import BODIES
 from flowml.runtime.rank import Rank
 from flowml.runtime.threads import thread_ranks
 
-# Measured by benchmarks/sync_step.py; run it on your machine and pass your own numbers.
+# Orders of magnitude of small programs on one 2-core machine; nothing here measures them on yours.
 BARRIER_SECONDS = 10e-6
 """One barrier of two processes on one host: a message each way on a unix socket."""
 MESSAGE_SECONDS = 0.85e-3

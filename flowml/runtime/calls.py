@@ -53,7 +53,7 @@ class placed_errors:
     """Turn whatever a block of the user's code raises into one error with its place.
 
     ``SystemExit`` too: an operator must not be able to kill a worker. A class and not a
-    generator, because it stands in the step loop (0.2 us instead of 1.1 us).
+    generator, because it stands in the step loop.
     """
 
     __slots__ = ("_spot",)
@@ -77,7 +77,7 @@ def raise_explained(spot: Spot, error: BaseException) -> NoReturn:
 
     Notes
     -----
-    A ``try`` costs nothing where nothing is raised; ``placed_errors`` costs 0.5 us.
+    A ``try`` costs next to nothing where nothing is raised; ``placed_errors`` is two calls.
     """
     if isinstance(error, KeyboardInterrupt):
         raise error
