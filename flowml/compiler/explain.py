@@ -20,6 +20,7 @@ from flowml.errors import FlowmlError
 from flowml.graph import LogicalGraph
 from flowml.plan import Plan
 from flowml.reductions import Tree
+from flowml.runtime.loose_plan import is_loose
 from flowml.runtime.notes import notes
 
 ONE_IS_FASTER = "one replica is faster"
@@ -91,13 +92,13 @@ def explain(
         replicas,
         placed.groups,
         on_hosts,
-        _stages(placed, fused, plan, traffic.barriers(), ""),
+        _stages(placed, fused, plan, traffic.barriers(len(on_hosts)), ""),
         taken,
         loops,
         placed.placements,
         _trees(plan),
         edges,
-        traffic.barriers(),
+        traffic.barriers(len(on_hosts)),
         traffic.memory(),
         prediction,
         _verdict(prediction, probe),
@@ -171,10 +172,13 @@ def _stages(
         texts += [f"refused: {refusal}", "nothing to emit"]
     else:
         instances = sum(plan.instances(o.scope) for o in plan.steps)
+        meets = f"{counted(plan.phases, 'phase')}, {counted(barriers or 0, 'barrier')} a step"
+        tasks = f"{instances} Dask tasks a step"
+        if is_loose(plan):
+            meets, tasks = "replicas at their own pace, no barrier", "sync edges only"
         texts += [
-            f"{counted(plan.phases, 'phase')}, {counted(barriers or 0, 'barrier')} a step, "
-            f"{counted(plan.blas_threads, 'BLAS thread')} a replica",
-            f"resident: one window task a worker; tasks: {instances} Dask tasks a step",
+            f"{meets}, {counted(plan.blas_threads, 'BLAS thread')} a replica",
+            f"resident: one window task a worker; tasks: {tasks}",
         ]
     return tuple(zip(STAGES, texts, strict=True))
 

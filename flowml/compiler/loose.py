@@ -14,6 +14,8 @@ from flowml.freshness import Promises, loosest
 from flowml.graph import LogicalGraph, Operator, Port
 
 Schedules = dict[tuple[str, int], Promises]
+Gates = dict[str, tuple[str, ...]]
+"""Operator -> the names of the aggregates and pushes that it comes of."""
 
 
 def loose_refusals(graph: LogicalGraph, promises: Schedules) -> list[FlowmlError]:
@@ -27,6 +29,7 @@ def shape_refusals(graph: LogicalGraph) -> list[FlowmlError]:
     """Return an error for each thing that keeps replicas from going at their own pace."""
     promises = schedules(graph)
     errors: list[FlowmlError] = []
+    gates = _gates(graph)
     for operator in graph.operators:
         if isinstance(operator.action, Evaluate):
             continue
@@ -34,11 +37,15 @@ def shape_refusals(graph: LogicalGraph) -> list[FlowmlError]:
         if operator.scope not in (GLOBAL, REPLICA):
             errors.append(_beside(where, f"groups do not run, and it has scope {operator.scope!r}"))
         for number, port in enumerate(operator.inputs):
-            errors += _port_refusals(graph, operator, port, promises[operator.name, number])
-        if operator.scope == GLOBAL and len(_gates_before(graph, operator)) > 1:
-            names = ", ".join(sorted(_gates_before(graph, operator)))
+            errors += _port_refusals(graph, operator, number, promises[operator.name, number])
+        if operator.scope == GLOBAL and len(gates[operator.name]) > 1:
+            names = ", ".join(gates[operator.name])
             errors.append(
                 _beside(where, f"what is global may come of one sum only, not of {names}")
+            )
+        if operator.scope == GLOBAL and not gates[operator.name]:
+            errors.append(
+                _beside(where, "what is global must come of the replicas, not of tables alone")
             )
     for table in graph.tables:
         writers = graph.writers(table.name)
@@ -48,12 +55,29 @@ def shape_refusals(graph: LogicalGraph) -> list[FlowmlError]:
         if table.scope == GLOBAL and len(writers) > 1:
             names = " and ".join(repr(w.name) for w in writers)
             errors.append(_beside(where, f"a global table has one write, not {names}"))
+    return errors + _shared(graph, gates)
+
+
+def _shared(graph: LogicalGraph, gates: Gates) -> list[FlowmlError]:
+    """Refuse two global tables written from one sum: its firing counts the versions of one."""
+    errors: list[FlowmlError] = []
+    written: dict[str, str] = {}
+    for operator in graph.operators:
+        if operator.scope != GLOBAL or operator.writes is None:
+            continue
+        for gate in gates[operator.name]:
+            first = written.setdefault(gate, operator.writes)
+            if first != operator.writes:
+                where = f"{operator.kind} {operator.name!r} ({operator.site})"
+                what = f"one sum writes one global table: {gate!r} already writes {first!r}"
+                errors.append(_beside(where, what))
     return errors
 
 
 def _port_refusals(
-    graph: LogicalGraph, operator: Operator, port: Port, promises: Promises
+    graph: LogicalGraph, operator: Operator, number: int, promises: Promises
 ) -> list[FlowmlError]:
+    port = operator.inputs[number]
     where = f"edge {port.source} -> {operator.name} ({operator.site})"
     found: list[FlowmlError] = []
     values = [s for _, s in promises]
@@ -62,6 +86,8 @@ def _port_refusals(
     if port.table:
         if operator.scope == GLOBAL and isinstance(operator.action, Aggregate):
             found.append(_beside(where, "an aggregate takes what operators make, not tables"))
+        if operator.scope == GLOBAL and port.edge.period is not None:
+            found.append(_beside(where, ".every stands between a replica and what is global"))
         return found
     source = graph.operator(port.source)
     if operator.scope == REPLICA and source.scope != REPLICA:
@@ -74,19 +100,36 @@ def _port_refusals(
         and loosest(promises) > 0
     ):
         found.append(_beside(where, ".every is for sync edges, and for pushes, not for this sum"))
+    if number > 0 and isinstance(operator.action, Aggregate):
+        found += _weight_refusals(where, source, operator.inputs[0], port)
     if operator.scope == GLOBAL and source.scope == GLOBAL and port.edge.period is not None:
         found.append(_beside(where, ".every stands between a replica and what is global"))
     return found
 
 
-def _gates_before(graph: LogicalGraph, operator: Operator) -> set[str]:
-    """Return where values of replicas enter what an operator depends on."""
-    if operator.scope != GLOBAL:
-        return set()
-    inputs = [graph.operator(p.source) for p in operator.inputs if not p.table]
-    if any(i.scope == REPLICA for i in inputs):
-        return {operator.name}
-    return {name for i in inputs for name in _gates_before(graph, i)}
+def _weight_refusals(where: str, source: Operator, value: Port, weight: Port) -> list[FlowmlError]:
+    if source.scope != REPLICA:
+        return [_beside(where, "a weight comes of the replica whose value it weighs")]
+    if value.edge.period is None:
+        return []
+    steps = 1 if weight.edge.period is None else weight.edge.period.steps
+    if steps == value.edge.period.steps:
+        return []
+    return [_beside(where, "a weight has the period of the value that it weighs")]
+
+
+def _gates(graph: LogicalGraph) -> Gates:
+    """Return for each global operator where the values of replicas that it depends on enter."""
+    found: dict[str, tuple[str, ...]] = {}
+    for operator in graph.operators:
+        inputs = [graph.operator(p.source) for p in operator.inputs if not p.table]
+        if operator.scope != GLOBAL:
+            found[operator.name] = ()
+        elif any(i.scope == REPLICA for i in inputs):
+            found[operator.name] = (operator.name,)
+        else:
+            found[operator.name] = tuple(sorted({g for i in inputs for g in found[i.name]}))
+    return found
 
 
 def _beside(where: str, what: str) -> PlanError:

@@ -81,7 +81,7 @@ def predict(
     own = [o for o in steps if o.scope == REPLICA]
     shared = [o for o in steps if o.scope != REPLICA]
     slowdown = max(1.0, replicas / max(1, measured.cores))
-    barriers = traffic.barriers() * measured.barrier_seconds
+    barriers = traffic.barriers(hosts) * measured.barrier_seconds
     if hosts > 1:
         barriers += _exchanges(edges, measured)
     transfer = _transfer(traffic, edges, measured) * slowdown

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import optree
 
+from flowml import configuration
 from flowml.actions import Aggregate, Assign, Gradient, Update
 from flowml.layout import Layout, layout_of
 from flowml.plan import Firing, Plan, PlanOperator, PlanPort
@@ -20,6 +21,8 @@ from flowml.runtime.domain import (
     reads_table_buffers,
     remote_partials,
 )
+from flowml.runtime.loose_plan import is_loose
+from flowml.runtime.own_copies import with_own_copies
 from flowml.runtime.program import cycle
 from flowml.runtime.tablestate import RuleState, initial, whole
 
@@ -142,11 +145,16 @@ class Traffic:
         """Return in which part of the steps an operator fires."""
         return self.mean(lambda step: self.firing.fires(operator, step))
 
-    def barriers(self) -> float:
-        """Return barriers a step; none where a single replica runs."""
-        if self.plan.replicas == 1:
+    def barriers(self, hosts: int = 1) -> float:
+        """Return barriers a step; none where one replica runs, or where an edge is not sync."""
+        if self.plan.replicas == 1 or is_loose(self.plan):
             return 0.0
-        return self.mean(lambda step: len(self.firing.meeting(step)))
+        plan = self.plan
+        if all((t.name, -1) in self.layouts for t in plan.tables):
+            limit = int(configuration.read("own-copies"))
+            plan = with_own_copies(plan, self.layouts, hosts, limit)
+        firing = Firing(plan)
+        return self.mean(lambda step: len(firing.meeting(step)))
 
     def edge(
         self, reader: PlanOperator, number: int, promise: str, hosts: Sequence[Sequence[int]]
