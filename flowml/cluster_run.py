@@ -51,10 +51,11 @@ def run_on_cluster(asked: Asked, should_stop: Callable[[], bool]) -> Outcome:
     check_ships(early)
     layouts = probe_here(early, asked.order) if _all_dealt(early) else None
     with attached(asked.cluster, asked.replicas) as found, found.client.as_current():
-        if found.embedded:
+        local = found.client.cluster
+        if found.embedded and local is not None:
             # Closed by us alone: when a program leaves in the middle of that, Dask's function for
             # the exit would close it once more beside us, and fail.
-            found.client.cluster.shutdown_on_close = False
+            local.shutdown_on_close = False
         workers = seat_workers(found, asked.replicas)
         plan = compile_graph(
             asked.graph,

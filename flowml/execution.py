@@ -149,7 +149,8 @@ class Run:
 
         Columns: ``event`` (its number), ``kind`` ("read", "deliver" or "leave"), ``replica``,
         ``clock`` (steps that the replica had delivered), ``version`` (of the newest table read),
-        ``staleness`` (steps that the read was late) and ``wait_seconds``.
+        ``staleness`` (steps that the read was late), ``wait_seconds``, and ``bytes`` of what was
+        read anew or delivered, as its codec makes it.
 
         Raises
         ------

@@ -43,7 +43,7 @@ class History(Mapping[str, Array]):
 
     def __repr__(self) -> str:
         """Show how much there is."""
-        rows = len(self._columns["step"])
+        rows = len(next(iter(self._columns.values()), ()))
         return f"<History of {rows} rows: {', '.join(self._columns)}>"
 
     def mean_loss(self) -> tuple[Array, Array]:

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 from flowml.actions import GLOBAL, REPLICA, Action, Aggregate, Assign, Evaluate, Here, Kind, Update
+from flowml.codecs.contract import Codec
 from flowml.freshness import SYNC, Promises
 from flowml.reductions import Tree, sum_tree
 from flowml.types import Site
@@ -35,6 +36,7 @@ class PlanPort:
     keep: Literal["last", "sum", "mean"] = "last"
     crosses: bool = False
     promises: Promises = SYNC
+    codec: Codec | None = None
 
 
 @dataclass(frozen=True)

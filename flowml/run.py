@@ -212,8 +212,9 @@ class Graph:
         if asked.executor == "tasks" and is_loose(early):
             raise PlanError(
                 self.logical.label,
-                "the executor 'tasks' runs sync edges only: a Dask task waits for all its inputs",
-                "stale or async edges",
+                "the executor 'tasks' runs sync edges without codecs only: a Dask task waits for "
+                "all its inputs",
+                "stale, async or compressed edges",
                 "Leave executor= out, or mark all edges .sync().",
             )
         leave_pool()

@@ -34,10 +34,10 @@ def graph(
     return fl.Graph(fl.update(w, mean, rule or fl.sgd(0.1)), name="g")
 
 
-def pushes(rule: Any) -> fl.Graph:
+def pushes(rule: Any, read: Callable[[Any], Any] = lambda w: w) -> fl.Graph:
     model = fl.models.softmax(3, 2, dtype="float64")
     w = fl.table("w", model.init(seed=1))
-    grad = fl.gradient(model, w, fl.load((X, Y), batch_size=4))
+    grad = fl.gradient(model, read(w), fl.load((X, Y), batch_size=4))
     return fl.Graph(fl.update(w, grad, rule, name="push"), name="g")
 
 
@@ -212,6 +212,8 @@ def test_pushes_under_a_learning_rate_are_noted(
     [
         (lambda: pushes(fl.add(-0.1)), 3),
         (lambda: pushes(fl.sgd(0.1)), 1),
+        (lambda: pushes(fl.sgd(0.1), lambda w: w.async_()), 3),
+        (lambda: pushes(fl.sgd(0.1), lambda w: w.stale(2)), 3),
         (graph, 3),
         (kmeans, 3),
         (local_sgd, 3),

@@ -20,6 +20,8 @@ NONE: dict[str, Any] = {
 def test_what_is_left_out_comes_from_the_configuration() -> None:
     order = order_of(**NONE)
     assert (order.deadline_seconds, order.on_nonfinite, order.step_seconds) == (60.0, "stop", None)
+    assert order.record is False
+    assert order_of(**NONE, record=True).record is True
     changed = {
         "flowml.deadline": "2 minutes",
         "flowml.on-nonfinite": "ignore",
@@ -65,12 +67,13 @@ def test_what_is_given_wins_and_becomes_plain_python() -> None:
         ("deadline", "soon", "deadline: must be a duration > 0, got 'soon'"),
         ("deadline", 0, "deadline: must be a duration > 0, got 0"),
         ("on_nonfinite", "skip", "on_nonfinite: must be one of stop, ignore, got 'skip'"),
-        ("executor", "dask", "executor: must be one of resident, tasks, serial, got 'dask'"),
+        ("executor", "dask", "executor: must be one of resident, tasks, serial"),
         ("executor", "residant", "Did you mean 'resident'?"),
         ("blas_threads", 0, "blas_threads: must be an integer >= 1, got 0"),
         ("replicas", 0, "replicas: must be an integer >= 1, got 0"),
         ("directory", "runs", "option directory: does not run in this release, got 'runs'"),
         ("resume", "never", "option resume: does not run in this release, got 'never'"),
+        ("record", 1, "record: must be True or False, got 1"),
         ("step", 3, "Did you mean 'steps'?"),
         ("zzz", 3, "graph.run: options are blas_threads, checkpoint, cluster, "),
     ],
@@ -84,7 +87,7 @@ def test_what_has_no_meaning_is_refused_by_name(option: str, value: Any, says: s
 
 
 def test_options_of_later_may_be_given_as_they_are() -> None:
-    refuse_other({"directory": None, "resume": "auto", "record": False}, ())
+    refuse_other({"directory": None, "resume": "auto", "checkpoint": None}, ())
 
 
 def test_numbers_alone() -> None:

@@ -1,8 +1,9 @@
 """How a value is made smaller on an edge: the codecs that ``.compress`` accepts.
 
 A codec is a frozen value with three pure functions, ``init``, ``encode`` and ``decode``; the
-contract is `Codec`. They can be called as they are. No executor calls them yet: a graph that
-compresses an edge is refused when it is planned, until the release that brings compressed edges.
+contract is `Codec`. They can be called as they are. On an edge from replicas to a sum or a push the
+sender encodes each leaf and the other end gets what is decoded; on one host that lies in shared
+memory, and the ledger counts the bytes that a network would carry.
 
 A codec with ``feedback`` keeps what it could not send: with a residual ``e`` and a value ``g``,
 ``e' = (g + e) - decode(encode(g + e))``, so the sum of what was decoded plus the residual equals

@@ -20,7 +20,8 @@ Gates = dict[str, tuple[str, ...]]
 
 def loose_refusals(graph: LogicalGraph, promises: Schedules) -> list[FlowmlError]:
     """Return an error for each thing that does not run beside a stale or async edge."""
-    if all(loosest(p) == 0 for p in promises.values()):
+    coded = any(port.edge.codec is not None for port, _ in graph.edges())
+    if all(loosest(p) == 0 for p in promises.values()) and not coded:
         return []
     return shape_refusals(graph)
 
@@ -36,7 +37,7 @@ def shape_refusals(graph: LogicalGraph) -> list[FlowmlError]:
         where = f"{operator.kind} {operator.name!r} ({operator.site})"
         if operator.scope not in (GLOBAL, REPLICA):
             errors.append(_beside(where, f"groups do not run, and it has scope {operator.scope!r}"))
-        for number, port in enumerate(operator.inputs):
+        for number in range(len(operator.inputs)):
             errors += _port_refusals(graph, operator, number, promises[operator.name, number])
         if operator.scope == GLOBAL and len(gates[operator.name]) > 1:
             names = ", ".join(gates[operator.name])
@@ -84,8 +85,6 @@ def _port_refusals(
     if values != sorted(values):
         found.append(_beside(where, "a later promise may not be tighter than an earlier one"))
     if port.table:
-        if operator.scope == GLOBAL and isinstance(operator.action, Aggregate):
-            found.append(_beside(where, "an aggregate takes what operators make, not tables"))
         if operator.scope == GLOBAL and port.edge.period is not None:
             found.append(_beside(where, ".every stands between a replica and what is global"))
         return found
@@ -125,7 +124,7 @@ def _gates(graph: LogicalGraph) -> Gates:
         inputs = [graph.operator(p.source) for p in operator.inputs if not p.table]
         if operator.scope != GLOBAL:
             found[operator.name] = ()
-        elif any(i.scope == REPLICA for i in inputs):
+        elif any(i.scope != GLOBAL for i in inputs):
             found[operator.name] = (operator.name,)
         else:
             found[operator.name] = tuple(sorted({g for i in inputs for g in found[i.name]}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from flowml.actions import Aggregate, Update
+from flowml.actions import GLOBAL, REPLICA, Aggregate, Update
 from flowml.compiler.fuse import Fused, Phase
 from flowml.compiler.loose import loose_refusals, refusal
 from flowml.compiler.promises import schedules
@@ -52,6 +52,7 @@ def _operator(
         replace(
             _port(graph, operator, number, port, phase.crosses[number]),
             promises=promises[operator.name, number],
+            codec=port.edge.codec,
         )
         for number, port in enumerate(operator.inputs)
     )
@@ -98,7 +99,6 @@ def _refused(graph: LogicalGraph, promises: dict[tuple[str, int], Promises]) -> 
             for part, word in (
                 (port.edge.members, ".quorum"),
                 (port.edge.filter, ".when"),
-                (port.edge.codec, ".compress"),
                 (port.edge.ids, ".at"),
             ):
                 if part is not None:
@@ -109,6 +109,15 @@ def _refused(graph: LogicalGraph, promises: dict[tuple[str, int], Promises]) -> 
                             "Leave it out to run.",
                         )
                     )
+            if port.edge.codec is not None and not _enters(graph, operator, port):
+                errors.append(
+                    refusal(
+                        f"edge {port.source} -> {operator.name} ({operator.site})",
+                        ".compress runs where values of replicas flow into a sum or a push of a "
+                        "global table, in this release",
+                        "Leave it out to run.",
+                    )
+                )
     for table in graph.tables:
         if table.sparse:
             errors.append(
@@ -127,3 +136,10 @@ def _refused(graph: LogicalGraph, promises: dict[tuple[str, int], Promises]) -> 
                 )
             )
     return errors + loose_refusals(graph, promises)
+
+
+def _enters(graph: LogicalGraph, reader: Operator, port: Port) -> bool:
+    """Tell whether values of replicas flow into something global on an edge."""
+    if port.table or reader.scope != GLOBAL or reader.inputs[0] is not port:
+        return False
+    return graph.operator(port.source).scope == REPLICA

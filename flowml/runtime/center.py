@@ -192,19 +192,22 @@ class Center:
         """Apply contributions one after another; what is read changes once, at the end."""
         table, current = gate.spec.table, self._buffers(gate.spec.table)
         new = self._buffers(table, 1)
-        applied = 0
+        applied, staleness = 0, 0
         for rank, stamp in firing.taken:
             slot = self._slot(firing.gate, rank, stamp)
             examples = slot.header[0]
             if examples == 0.0:
                 continue
             count = 0.0 if examples != examples else examples
-            at = At(stamp, self._updates(gate.operator) + applied, int(slot.header[2]), rank, count)
+            late = int(slot.header[2])
+            at = At(stamp, self._updates(gate.operator) + applied, late, rank, count)
             self._write(gate.operator, current, slot.buffers, at, new)
-            current, applied = new, applied + 1
+            current, applied, staleness = new, applied + 1, max(staleness, late)
             self.applied.append((table, rank, stamp))
         if applied:
             self._finish(gate, firing, gate.operator, new, applied)
+            moved = Value(self.table(table), None)
+            self._behind(gate, firing, {(gate.operator.name, 0): moved}, staleness)
 
     def _aggregate(self, gate: Gate, firing: Firing) -> None:
         slots = {(r, s): self._slot(firing.gate, r, s) for r, s in firing.taken}
@@ -234,7 +237,7 @@ class Center:
     def _replicas(self) -> int:
         return self.loose.plan.replicas
 
-    # -- behind an aggregate -----------------------------------------------------------------------
+    # -- behind an aggregate, or a push ------------------------------------------------------------
 
     def _behind(
         self, gate: Gate, firing: Firing, made: dict[tuple[str, int], Value], staleness: int

@@ -249,7 +249,8 @@ class Gang:
             else self._run_ranks(start, stop, snapshot)
         )
         if records[0].stopped:
-            self._ended = replace(records[0], history=history_block((), 0, *[np.zeros(0)] * 3))
+            nothing = history_block((), 0, *[np.zeros(0)] * 3)
+            self._ended = replace(records[0], history=nothing, events=None)
         paired = tuple(zip(self.ranks, records, strict=True))
         window = Window(number, paired, perf_counter() - began)
         if snapshot:

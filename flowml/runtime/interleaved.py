@@ -19,7 +19,7 @@ from flowml.events import Evaluated
 from flowml.plan import Plan
 from flowml.protocol.promise_rule import ENDED, NO_STOP
 from flowml.runtime.blas import blas_threads
-from flowml.runtime.center import Center
+from flowml.runtime.center import Center, Contribution
 from flowml.runtime.center_memory import CenterMemory
 from flowml.runtime.domain import Layouts
 from flowml.runtime.evaluation import evaluate_source
@@ -54,7 +54,9 @@ class Interleaved:
     center: Center
     ranks: list[LooseRank]
     feeds: list[Feed]
-    events: list[tuple[int, int, int, int, int, int, float]] = field(default_factory=list)
+    events: list[tuple[int, int, int, int, int, int, float, int]] = field(default_factory=list)
+    made: dict[int, tuple[list[Contribution | None], float]] = field(default_factory=dict)
+    """What a replica has computed and not delivered, and the seconds that it took."""
     rows: list[list[tuple[float, float, int]]] = field(default_factory=list)
     """For each replica and step: loss, seconds, staleness."""
 
@@ -91,23 +93,35 @@ class Interleaved:
         rank, rule = self.ranks[number], self.center.rule
         event = rank.read(self.center)
         clock, version = rule.clock(number), max(rank.known.values(), default=0)
-        self.events.append((event, READ, number, clock, version, rank.staleness, 0.0))
+        self.events.append((event, READ, number, clock, version, rank.staleness, 0.0, rank.moved))
 
     def step(self, number: int) -> None:
         """Let a replica compute and deliver the step that it has read for."""
+        self.compute(number)
+        self.deliver(number)
+
+    def compute(self, number: int) -> int:
+        """Let a replica compute the step that it has read for; return the bytes that it sends."""
+        rank, began = self.ranks[number], time.perf_counter()
+        made = rank.compute(self.center.rule.clock(number))
+        self.made[number] = made, time.perf_counter() - began
+        return rank.moved
+
+    def deliver(self, number: int) -> None:
+        """Let what a replica has computed arrive."""
         rank, rule = self.ranks[number], self.center.rule
-        clock, began = rule.clock(number), time.perf_counter()
-        made = rank.compute(clock)
+        made, seconds = self.made.pop(number)
+        clock = rule.clock(number)
         event = self.center.deliver(number, made, rank.staleness)
         if rank.rank.ended:
             rule.request_stop(ended=True)
-        self.rows[number].append((rank.rank.loss, time.perf_counter() - began, rank.staleness))
-        self.events.append((event, DELIVER, number, clock, 0, rank.staleness, 0.0))
+        self.rows[number].append((rank.rank.loss, seconds, rank.staleness))
+        self.events.append((event, DELIVER, number, clock, 0, rank.staleness, 0.0, rank.moved))
 
     def leave(self, number: int) -> None:
         """Let a replica be waited for no longer."""
         clock = self.center.rule.clock(number)
-        self.events.append((self.center.leave(number), LEAVE, number, clock, 0, 0, 0.0))
+        self.events.append((self.center.leave(number), LEAVE, number, clock, 0, 0, 0.0, 0))
 
     def turns(self, until: int, last: int) -> None:
         """Let all replicas go on to a clock, in turns, as far as promises allow.
@@ -245,7 +259,7 @@ def replay(plan: Plan, order: Order, layouts: Layouts, record: Array) -> Outcome
             state.replay(zip(ordered["kind"].tolist(), ordered["replica"].tolist(), strict=True))
             outcome = Outcome(plan, steps=int(record["clock"].max(initial=-1)) + 1)
             outcome.tables, outcome.history = state.tables(), state.history()
-            outcome.record = state.record()
+            outcome.record, outcome.order = state.record(), order
             return outcome
         finally:
             state.close()

@@ -59,7 +59,7 @@ class LooseLoop:
         self._stop_requested = stop_requested
         self._on_silence = on_silence
         self._records = records
-        self._events: list[tuple[int, int, int, int, int, int, float]] = []
+        self._events: list[tuple[int, int, int, int, int, int, float, int]] = []
 
     def run_window(self, start: int, stop: int) -> WindowRecord:
         """Run the steps from ``start`` up to ``stop``, or until somebody asks to stop."""
@@ -70,15 +70,16 @@ class LooseLoop:
             step, began = start + len(rows), perf_counter()
             if self._stop_requested():
                 rule.request_stop(ended=False)
-            waited = self._may(rule.missing)
-            if waited is None:
+            # Room before the step, which nobody but this replica fills: what is computed is also
+            # delivered, and a replica that is stopped while it waits has not moved.
+            room = self._may(rule.room)
+            waited = None if room is None else self._may(rule.missing)
+            if room is None or waited is None:
                 stopped = True
                 break
+            waited += room
             self._read(step, waited)
-            made = replica.compute(step)
-            waited_for_room = self._may(rule.room, although_stopped=True)
-            self._deliver(step, made)
-            waited += waited_for_room or 0.0
+            self._deliver(step, replica.compute(step))
             rows.append((replica.rank.loss, perf_counter() - began, waited, replica.staleness))
         return self._window(start, rows, stopped)
 
@@ -117,25 +118,21 @@ class LooseLoop:
         self, event: int, kind: int, clock: int, version: int, staleness: int, waited: float
     ) -> None:
         if self._records:
-            number = self.replica.number
-            self._events.append((event, kind, number, clock, version, staleness, waited))
+            number, moved = self.replica.number, 0 if kind == LEAVE else self.replica.moved
+            self._events.append((event, kind, number, clock, version, staleness, waited, moved))
 
-    def _may(
-        self, look: Callable[[int], Missing | None], *, although_stopped: bool = False
-    ) -> float | None:
+    def _may(self, look: Callable[[int], Missing | None]) -> float | None:
         """Wait until a look finds nothing missing; return the seconds, or None after a stop."""
         number, rule = self.replica.number, self._center.rule
         began = perf_counter()
         spun, told, pause = began + SPIN_SECONDS, began + SLICE_SECONDS, SHORTEST_SLEEP
         while True:
-            if rule.stop != NO_STOP and not although_stopped:
+            if rule.stop != NO_STOP:
                 return None
             missing = look(number)
             now = perf_counter()
             if missing is None:
                 return now - began
-            if rule.stop != NO_STOP:  # nobody may make room any more
-                return None
             if now > told:
                 self._on_silence(missing, now - began)
                 told = now + SLICE_SECONDS

@@ -6,6 +6,7 @@ import logging
 
 from flowml.actions import Load, Update
 from flowml.events import Warned
+from flowml.freshness import loosest
 from flowml.plan import Plan, PlanOperator
 from flowml.runtime.feeding import loads
 from flowml.runtime.outcome import Order
@@ -46,6 +47,8 @@ def _pushes(plan: Plan) -> list[str]:
     for operator in plan.steps:
         action = operator.action
         if not isinstance(action, Update) or not plan.combines(operator):
+            continue
+        if loosest(operator.inputs[0].promises) > 0:  # applied as they come, which was asked for
             continue
         members = max(
             len(plan.members(operator, instance))

@@ -1,4 +1,4 @@
-"""The tables that a failed run leaves: those of the last step that all who are left have made."""
+"""The tables that a failed run leaves: those of the last step of which most of them are left."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def by_table(plan: Plan, found: Mapping[tuple[str, int], Any]) -> Tables:
 def rescued(
     plan: Plan, order: Order, replies: Sequence[Committed], seen: Committed
 ) -> tuple[int, Tables]:
-    """Return the last step that all ranks that are left have committed, and its tables.
+    """Return the last step of which most tables are left, and its tables.
 
     Parameters
     ----------
@@ -38,8 +38,9 @@ def rescued(
 
     Notes
     -----
-    Tables of one group or replica are None where their ranks are lost, or ahead of it by steps
-    that they make without meeting the others.
+    A table that is shared is whole as soon as one rank has committed it: all have met before.
+    Tables of one group or replica are None where their ranks are lost, or at another step, by
+    steps that they make without meeting the others.
     """
     found: Committed = {}
     for reply in replies:
@@ -47,7 +48,8 @@ def rescued(
             found.setdefault(step, {}).update(tables)
     found = found or seen
     if found:
-        return min(found), by_table(plan, found[min(found)])
+        last = max(found, key=lambda step: (len(found[step]), step))
+        return last, by_table(plan, found[last])
     first: Tables = {}
     with suppress(FlowmlError):  # an init that fails is the error that brought us here
         first = {

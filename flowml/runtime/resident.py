@@ -34,6 +34,7 @@ from flowml.runtime.oversight import Interrupted, Oversight, settled
 from flowml.runtime.own_copies import with_own_copies
 from flowml.runtime.placing import Placement, evaluation_data, place_data
 from flowml.runtime.probe import probe
+from flowml.runtime.program import WindowRecord
 from flowml.runtime.rescue import by_table, rescued
 from flowml.runtime.runspec import RunSpec, without_sources
 from flowml.runtime.serial import evaluated_table
@@ -297,11 +298,26 @@ class Resident:
             ended = self._take(windows, start, stop, last, epoch)
             self.outcome.seconds = time.monotonic() - began
             if ended:
+                self._take_rest(pending)
                 break
         if self.outcome.status == "done" and self.outcome.steps < last:
             self.outcome.status = "stopped"
         self._collect()
         self._evaluate(self.outcome.steps, ends=True)
+
+    def _take_rest(self, pending: deque[Pending]) -> None:
+        """Record what replicas did in windows after the one in which another of them stopped."""
+        if not is_loose(self.plan):
+            return
+        for *_, futures in pending:
+            for window in self.oversight.finish(futures, self._steps_name()):
+                for _, record in window.records:
+                    self._keep(record)
+
+    def _keep(self, record: WindowRecord) -> None:
+        self.history.add(record.history)
+        if record.events is not None:
+            self._events.append(record.events)
 
     def _window_end(self, start: int, last: int, epoch: int) -> int:
         """Choose where a window ends: about a second later, and where someone looks."""
@@ -364,10 +380,9 @@ class Resident:
         """Record a window; return whether the run has ended in it."""
         records = [r for w in windows for _, r in w.records]
         step = min(r.steps for r in records)
-        self._events += [r.events for r in records if r.events is not None]
         self.outcome.steps = step
         for record in records:
-            self.history.add(record.history)
+            self._keep(record)
         seconds = max((w.seconds for w in windows), default=0.0)
         if step > start and seconds > 0:
             rate = (step - start) / seconds

@@ -17,11 +17,10 @@ import numpy as np
 
 from flowml.errors import FlowmlError
 from flowml.events import Evaluated
-from flowml.layout import Layout
 from flowml.plan import Plan
 from flowml.protocol.promise_rule import NO_STOP
 from flowml.runtime.blas import blas_threads
-from flowml.runtime.domain import Layouts, layout_of_port
+from flowml.runtime.domain import Layouts
 from flowml.runtime.evaluation import evaluate_source
 from flowml.runtime.feeding import steps_per_epoch, total_steps
 from flowml.runtime.interleaved import Interleaved
@@ -48,8 +47,6 @@ class Virtual:
     network: Network
     rng: np.random.Generator
     last: int
-    pull_bytes: int
-    push_bytes: int
     now: float = 0.0
     """Virtual seconds since the start."""
     queue: list[tuple[float, int, int, int]] = field(default_factory=list)
@@ -102,20 +99,16 @@ class Virtual:
             return
         self.state.read(rank)
         self.began[rank] = self.now
-        self.at(
-            self.now
-            + self.network.draw(self.rng, self.pull_bytes)
-            + self.compute.draw(self.rng, rank)
-            + self.network.draw(self.rng, self.push_bytes),
-            DELIVER,
-            rank,
-        )
+        pulled = self.state.ranks[rank].moved
+        pushed = self.state.compute(rank)  # from its own copies: when does not matter
+        spent = self.network.draw(self.rng, pulled) + self.compute.draw(self.rng, rank)
+        self.at(self.now + spent + self.network.draw(self.rng, pushed), DELIVER, rank)
 
     def _deliver(self, rank: int) -> None:
         if rank in self.gone:
             return
         state, asked = self.state, self.asked[rank]
-        state.step(rank)
+        state.deliver(rank)
         loss, _, staleness = state.rows[rank][-1]
         self.rows[rank].append((loss, self.now - asked, self.began[rank] - asked, staleness))
         if state.center.rule.clock(rank) == self.last:
@@ -161,14 +154,13 @@ def run_virtual(
     with blas_threads(plan.blas_threads):
         state = Interleaved.start(plan, order, layouts)
         try:
-            return _outcome(state, layouts, compute, network, faults, should_stop)
+            return _outcome(state, compute, network, faults, should_stop)
         finally:
             state.close()
 
 
 def _outcome(
     state: Interleaved,
-    layouts: Layouts,
     compute: Compute,
     network: Network,
     faults: Faults,
@@ -178,10 +170,8 @@ def _outcome(
     epoch, last = steps_per_epoch(state.feeds), total_steps(state.feeds, order.steps, order.epochs)
     outcome = Outcome(plan, steps_per_epoch=epoch)
     outcome.dropped_rows = {f.name: f.dropped() for f in state.feeds}
-    pull = sum(layouts[t, -1].nbytes for t in {r.table for r in state.center.loose.reads})
-    push = sum(_incoming(state, layouts, n).nbytes for n in range(len(state.center.loose.gates)))
     rng = np.random.default_rng(np.random.SeedSequence((order.seed, 0x5EED)))
-    virtual = Virtual(state, compute, network, rng, last, pull, push)
+    virtual = Virtual(state, compute, network, rng, last)
     virtual.rows = [[] for _ in range(plan.replicas)]
     for rank, seconds in faults.leaves.items():
         virtual.at(seconds, LOST, rank)
@@ -208,11 +198,6 @@ def _outcome(
     if order.record:
         outcome.record, outcome.order = state.record(), order
     return outcome
-
-
-def _incoming(state: Interleaved, layouts: Layouts, gate: int) -> Layout:
-    port = state.center.loose.gates[gate].operator.inputs[0]
-    return layout_of_port(state.plan, layouts, port)
 
 
 def _evaluate(

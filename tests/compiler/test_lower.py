@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -89,15 +90,14 @@ def test_an_edge_without_a_period_delivers_in_every_step() -> None:
 
 
 REFUSED = [
-    (lambda: ssgd(read=lambda w: w.stale(4)), "w -> grad", "only as sync", "is stale(4)"),
-    (lambda: ssgd(read=lambda w: w.async_()), "w -> grad", "only as sync", "is async"),
     (lambda: ssgd(gather=lambda g: g.quorum(2)), "grad -> mean", ".quorum", "does not run"),
     (lambda: ssgd(gather=lambda g: g.when(0.1)), "grad -> mean", ".when", "does not run"),
     (lambda: ssgd(push=lambda m: m.compress(fl.codecs.int8())), "mean -> update_w", ".compress",
+     "flow into a sum or a push"),
+    (lambda: ssgd(gather=lambda g: g.stale(2).quorum(2)), "grad -> mean", ".quorum",
      "does not run"),
-    (lambda: ssgd(read=lambda w: w.stale(2, until=9).sync()), "w -> grad", "only as sync",
-     "is stale(2, until=9), sync"),
-    (lambda: ssgd(read=lambda w: w.sync(until=9).async_()), "w -> grad", "only as sync", "async"),
+    (lambda: ssgd(read=lambda w: w.async_().compress(fl.codecs.float16())), "w -> grad",
+     ".compress", "flow into a sum or a push"),
 ]  # fmt: skip
 
 
@@ -111,6 +111,22 @@ def test_what_is_declared_but_does_not_run(
     text = str(caught.value)
     assert [part for part in (f"edge {edge} (declared.py:", word, says) if part not in text] == []
     assert "in this release" in text
+
+
+@pytest.mark.parametrize(
+    ("mark", "promises"),
+    [
+        (lambda w: w.stale(4), ((0, 4.0),)),
+        (lambda w: w.async_(), ((0, math.inf),)),
+        (lambda w: w.sync(until=9).async_(), ((0, 0.0), (9, math.inf))),
+        (lambda w: w.stale(0), ((0, 0.0),)),
+    ],
+)
+def test_a_port_says_its_promises(mark: Callable[[Any], Any], promises: Any) -> None:
+    made = plan(ssgd(read=mark), groups=None)
+    loop = [("grad", 0), ("mean", 0), ("update_w", 0)]
+    assert {made.operator(name).inputs[n].promises for name, n in loop} == {promises}
+    assert made.operator("grad").inputs[1].promises == ((0, 0.0),)  # out of the load
 
 
 def test_a_schedule_of_sync_alone_runs() -> None:
@@ -139,9 +155,19 @@ def test_all_refusals_come_in_one_error() -> None:
         lambda g: g.stale(2).quorum(3).when(0.5),
         lambda m: m.compress(fl.codecs.sign()),
     )
-    with pytest.raises(ManyErrors, match="6 mistakes") as caught:
+    with pytest.raises(ManyErrors, match="3 mistakes") as caught:
         plan(graph)
-    assert len({str(e) for e in caught.value.errors}) == 6
+    assert len({str(e) for e in caught.value.errors}) == 3
+
+
+def test_refusals_of_loose_graphs_come_with_the_others() -> None:
+    graph = ssgd(lambda w: w.stale(2), lambda g: g.every(3).quorum(3), lambda m: m.every(2))
+    with pytest.raises(ManyErrors, match="3 mistakes") as caught:
+        plan(graph)
+    text = str(caught.value)
+    assert ".quorum is declared and drawn" in text
+    assert ".every is for sync edges" in text
+    assert ".every stands between" in text
 
 
 def test_a_plan_knows_its_graph() -> None:

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import flowml as fl
-from flowml.compiler.promises import describe, looseness, resolve
+from flowml.compiler.promises import describe, looseness, resolve, schedules
 from flowml.edges import Promise
 from flowml.errors import ManyErrors
+from flowml.freshness import Promises
 from tests.compiler.declared import X, batch, both, grad, ssgd, table
 
 
@@ -193,3 +194,99 @@ def test_a_graph_is_legal_exactly_if_reads_are_no_tighter_than_writes(
         assert not legal
     else:
         assert legal
+
+
+def scheduled(graph: fl.Graph) -> dict[str, Promises]:
+    """Return the promises of each edge over the steps, by ``source -> reader``."""
+    logical = graph.logical
+    return {
+        f"{logical.operator(name).inputs[number].source} -> {name}": promises
+        for (name, number), promises in schedules(logical).items()
+    }
+
+
+SYNC = ((0, 0.0),)
+ASYNC = ((0, math.inf),)
+SWITCH = ((0, 0.0), (500, math.inf))
+
+
+@pytest.mark.parametrize(("marks", "found"), ONE_WORD)
+def test_a_promise_without_until_holds_from_the_first_step(
+    marks: tuple[Mark, Mark, Mark], found: str
+) -> None:
+    numbers = {"sync": 0.0, "stale(4)": 4.0, "async": math.inf}
+    assert scheduled(ssgd(*marks)) == {
+        "w -> grad": ((0, numbers[found]),),
+        "load -> grad": SYNC,
+        "grad -> mean": ((0, numbers[found]),),
+        "mean -> update_w": ((0, numbers[found]),),
+    }
+
+
+def test_unmarked_edges_take_the_earlier_promises_too() -> None:
+    edges = scheduled(ssgd(lambda w: w.sync(until=500).async_()))
+    assert edges == {
+        "w -> grad": SWITCH,
+        "load -> grad": SYNC,
+        "grad -> mean": SWITCH,
+        "mean -> update_w": SWITCH,
+    }
+
+
+def test_several_promises_stand_in_order() -> None:
+    edges = scheduled(ssgd(lambda w: w.sync(until=5).stale(2, until=9).async_()))
+    assert edges["w -> grad"] == ((0, 0.0), (5, 2.0), (9, math.inf))
+    assert edges["grad -> mean"] == edges["w -> grad"]
+
+
+def test_a_marked_edge_keeps_its_own_schedule() -> None:
+    edges = scheduled(ssgd(lambda w: w.sync(until=500).async_(), asynchronous))
+    assert edges["w -> grad"] == SWITCH
+    assert edges["grad -> mean"] == ASYNC
+    assert edges["mean -> update_w"] == SWITCH  # of the first of the loosest
+
+
+def test_a_marked_edge_that_is_tighter_at_last_has_no_earlier_promises() -> None:
+    edges = scheduled(ssgd(lambda w: w.sync(until=500).async_(), lambda g: g.sync()))
+    assert edges["grad -> mean"] == SYNC
+
+
+def test_schedules_of_two_tables_do_not_mix() -> None:
+    a, b = table("a"), table("b")
+    ga = fl.map(grad, a.sync(until=7).stale(2), batch(), name="ga")
+    gb = fl.map(grad, b.async_(), batch(), name="gb")
+    edges = scheduled(fl.Graph(fl.update(a, ga, fl.add()), fl.update(b, gb, fl.add())))
+    assert edges["ga -> update_a"] == ((0, 0.0), (7, 2.0))
+    assert (edges["b -> gb"], edges["gb -> update_b"]) == (ASYNC, ASYNC)
+
+
+def test_an_edge_of_two_loops_takes_the_schedule_of_the_looser_one() -> None:
+    a, b = table("a"), table("b")
+    first = fl.map(lambda x: x.mean(0), batch(), name="first")
+    g = fl.map(both, a.sync(until=3).stale(2), b.sync(until=8).stale(5), first, name="g")
+    mean = fl.aggregate("mean", g, name="mean")
+    edges = scheduled(fl.Graph(fl.update(a, mean, fl.add()), fl.update(b, mean, fl.add())))
+    assert edges["g -> mean"] == ((0, 0.0), (8, 5.0))
+    assert edges["mean -> update_a"] == ((0, 0.0), (3, 2.0))
+    assert edges["mean -> update_b"] == ((0, 0.0), (8, 5.0))
+
+
+@given(promises, promises, promises, st.integers(1, 99))
+def test_the_last_of_a_schedule_is_what_resolve_says(
+    read: Promise, gather: Promise, push: Promise, until: int
+) -> None:
+    def mark(promise: Promise) -> Mark:
+        def last(handle: Any) -> Any:
+            early = handle.sync(until=until)
+            return early.async_() if promise.kind == "async" else early.stale(promise.staleness)
+
+        return last
+
+    if looseness(read) < looseness(push):
+        return
+    logical = ssgd(mark(read), mark(gather), mark(push)).logical
+    resolved_to = resolve(logical)
+    for key, made in schedules(logical).items():
+        assert made[-1][1] == looseness(resolved_to[key])
+        assert [start for start, _ in made] == sorted({start for start, _ in made})
+        assert made[0][0] == 0

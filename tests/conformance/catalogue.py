@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,28 @@ def library(name: str) -> Callable[[], fl.Graph]:
     return make
 
 
+LOOSE: dict[str, tuple[dict[str, Any], float, int]] = {
+    "asgd": ({}, math.inf, 1),
+    "ssp": ({"staleness": 2}, 2, 1),
+    "downpour": ({"n_fetch": 3, "n_push": 2}, math.inf, 3),
+    "easgd": ({"period": 3}, math.inf, 1),
+    "warm_then_async": ({"warm": 12}, math.inf, 1),
+    "adaptive_delay": ({}, math.inf, 1),
+}
+"""Graphs of graphs/ with stale or async edges: options, promised staleness, steps of a read."""
+
+
+def loose(name: str, dtype: str = "float32", **options: Any) -> fl.Graph:
+    """Build a graph of LOOSE."""
+    fixed, _, _ = LOOSE[name]
+    rows = examples(dtype=dtype)
+    return from_file(name, softmax(dtype), rows, batch_size=8, lr=0.1, **fixed | options)
+
+
+COMPRESSED = ("power_sgd", "sign_sgd", "top_k_ssgd")
+"""Graphs of graphs/ with a codec on an edge."""
+OTHERS = {*LOOSE, *COMPRESSED}
+
 CATALOGUE: dict[str, Callable[[], fl.Graph]] = {
     "momentum": lambda: sgd_with(fl.sgd(0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)),
     "adam": lambda: sgd_with(fl.adam(0.01)),
@@ -149,5 +172,5 @@ CATALOGUE: dict[str, Callable[[], fl.Graph]] = {
     "two_tables_with_aux": two_tables_with_aux,
     "noise_and_weights": noise_and_weights,
     "slow_pull": slow_pull,
-    **{path.stem: library(path.stem) for path in sorted(GRAPHS.glob("*.py"))},
+    **{p.stem: library(p.stem) for p in sorted(GRAPHS.glob("*.py")) if p.stem not in OTHERS},
 }

@@ -70,10 +70,21 @@ def dying_rule(trap: Trap, pid: int) -> fl.Rule:
 
 
 def test_death_between_the_barriers(transport: str, pair: Bed, tmp_path: Path) -> None:
+    """Owners compute: nobody has the victim's part of the step."""
     trap, (victim, pid) = logged(Trap("kill", step=6), tmp_path), list(pair.pids().items())[1]
-    error = failure(training(rule=dying_rule(trap, pid)).start(steps=40, replicas=2), trap)
+    with dask.config.set({"flowml.own-copies": "0 B"}):
+        error = failure(training(rule=dying_rule(trap, pid)).start(steps=40, replicas=2), trap)
     assert_names(error, victim, "update", transport)
     assert error.run.steps == 6 or (transport == "rpc" and error.run.steps == 7)
+    assert_serial(error.run, training(), 2)
+
+
+def test_death_behind_the_barrier(pair: Bed, tmp_path: Path) -> None:
+    """Each rank has a copy of its own, and all gradients: the other ends the step."""
+    trap, (victim, pid) = logged(Trap("kill", step=6), tmp_path), list(pair.pids().items())[1]
+    error = failure(training(rule=dying_rule(trap, pid)).start(steps=40, replicas=2), trap)
+    assert_names(error, victim, "update", "auto")
+    assert error.run.steps == 7
     assert_serial(error.run, training(), 2)
 
 

@@ -23,8 +23,6 @@ from flowml.runtime.outcome import Order
 from flowml.runtime.runspec import RunSpec
 from tests.faults.bed import WAIT_SECONDS, Bed, assert_serial, same_bytes, training
 
-pytestmark = pytest.mark.slow
-
 
 def gang_of(graph: Graph, replicas: int) -> Gang:
     """Return a gang whose ranks are all in this process."""

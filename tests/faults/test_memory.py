@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pytest
 
 import flowml as fl
 from flowml.data.rows import Rows
 from flowml.events import Event, WindowDone
-from tests.faults.bed import WAIT_SECONDS, bed
+from tests.faults.bed import WAIT_SECONDS, bed, eventually
 
 LIMIT = 400 * 2**20
 WIDTH, PART_ROWS, PARTS = 2000, 2500, 84
@@ -49,12 +47,16 @@ class LargeSource:
         return "large"
 
 
+def times_looked(dask_worker: Any) -> int:
+    """Return how often Dask has looked at the memory of the process: twice a second."""
+    return int(dask_worker.monitor.count)
+
+
 def highest(dask_worker: Any) -> int:
     """Return the most memory that Dask has seen the process have, bytes."""
     return int(max(dask_worker.monitor.quantities["memory"]))
 
 
-@pytest.mark.slow
 def test_a_source_of_four_times_the_memory() -> None:
     model = fl.models.softmax(WIDTH, 2)
     w = fl.table("w", model.init(seed=0))
@@ -71,7 +73,8 @@ def test_a_source_of_four_times_the_memory() -> None:
                 states.update(worker["status"] for worker in workers.values())
 
         run = graph.start(epochs=2, replicas=2, on_event=listen).wait(4 * WAIT_SECONDS)
-        threading.Event().wait(1.0)  # the monitor looks twice a second
+        looks = found.client.run(times_looked)
+        eventually(lambda: all(n > looks[w] for w, n in found.client.run(times_looked).items()))
         memory = found.client.run(highest)
         assert run.status == "done"
         assert run.steps == 2 * PARTS * PART_ROWS // (2 * 500)

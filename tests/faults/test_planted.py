@@ -21,8 +21,6 @@ from flowml.runtime.threads import run_thread_window, thread_ranks
 from tests.faults.bed import same_bytes, training
 from tests.faults.test_fence import gang_of
 
-pytestmark = pytest.mark.slow
-
 REPLICAS, STEPS, WINDOW = 5, 9, 3
 
 

@@ -26,8 +26,6 @@ from tests.faults.bed import (
     training,
 )
 
-pytestmark = pytest.mark.slow
-
 RELEASE_SECONDS = 30.0
 
 

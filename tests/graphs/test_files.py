@@ -15,7 +15,9 @@ from tests.graphs.reference import CLASSES, FEATURES, examples, softmax_loss
 NAMES = sorted(p.stem for p in (Path(__file__).parents[2] / "graphs").glob("[!_]*.py"))
 X, Y = examples()
 MODEL = fl.models.softmax(FEATURES, CLASSES, dtype="float64")
-SHORT = {"period": 2, "batch_size": 10, "clusters": 3, "tol": 0.0}
+SHORT = {
+    "period": 2, "batch_size": 10, "clusters": 3, "tol": 0.0, "n_fetch": 2, "n_push": 2, "warm": 3,
+}  # fmt: skip
 """Options that make a run of a few steps do something."""
 
 
@@ -33,6 +35,11 @@ def made(name, **options):
     if "model" in wanted:
         return module(name).build(MODEL, (X, Y), **given)
     return module(name).build((X, Y.astype(float)), **given)
+
+
+def model_of(run):
+    (name,) = run.tables.keys() & {"w", "anchor", "center"}
+    return run.tables[name]
 
 
 TRAINS = [name for name in NAMES if "model" in parameters(name)]
@@ -98,7 +105,7 @@ def test_the_test_source_is_evaluated_after_each_epoch(name):
     run = made(name, test=(X[:20], Y[:20])).run(epochs=2, replicas=2, executor="serial")
     each = run.steps // 2
     assert [(m["name"], m["step"]) for m in run.metrics] == [("test", each), ("test", 2 * each)]
-    w = run.tables["w" if "w" in run.tables else "anchor"]
+    w = model_of(run)
     hits = (X[:20] @ w["W"] + w["b"]).argmax(1) == Y[:20]
     assert run.metrics[-1]["score"] == pytest.approx(hits.mean())
     assert run.metrics[-1]["loss"] == pytest.approx(softmax_loss(w, X[:20], Y[:20]))
@@ -109,5 +116,5 @@ def test_the_test_source_is_evaluated_after_each_epoch(name):
 def test_it_trains(name, replicas):
     rate = {"lr": 0.05 if name == "diloco" else 0.3}
     run = made(name, **rate).run(steps=60, replicas=replicas, executor="serial")
-    w = run.tables["w" if "w" in run.tables else "anchor"]
+    w = model_of(run)
     assert softmax_loss(w, X, Y) < 0.8 * np.log(CLASSES)

@@ -51,6 +51,16 @@ def test_a_report_names_operator_step_and_age(with_pen: bool, clock: Clock) -> N
     assert mine.read(0) == mine.read(2)._replace(rank=0) == Report(0, 0, 0, 0.0)
 
 
+def test_a_rank_whose_run_is_over_leaves_but_ends_a_step_that_it_can() -> None:
+    mine, gone = board(), [PlanError("run", "is over")]
+    enter = mine.pen(1, gone, finishing={4})
+    enter(4, 7)
+    assert mine.read(1)[:3] == (1, 4, 7)
+    with pytest.raises(PlanError, match="is over"):
+        enter(3, 8)
+    assert mine.read(1)[:3] == (1, 4, 7)
+
+
 def test_silence_counts_from_the_last_beat_or_from_opening(clock: Clock) -> None:
     mine = board()
     clock.advance(3)
