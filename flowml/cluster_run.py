@@ -19,7 +19,7 @@ from flowml.runtime.domain import Layouts
 from flowml.runtime.feeding import first_batch, loads
 from flowml.runtime.notes import tell_notes
 from flowml.runtime.outcome import Order, Outcome
-from flowml.runtime.probe import probe
+from flowml.runtime.probe import probe, timed_probe
 from flowml.runtime.resident import Resident
 from flowml.runtime.shipping import check_ships
 from flowml.runtime.tasks import run_tasks
@@ -49,7 +49,11 @@ def run_on_cluster(asked: Asked, should_stop: Callable[[], bool]) -> Outcome:
         asked.graph, asked.replicas or 1, asked.groups if asked.replicas else None
     )
     check_ships(early)
-    layouts = probe_here(early, asked.order) if _all_dealt(early) else None
+    layouts, step_seconds = None, 0.0
+    if _all_dealt(early):
+        layouts, step_seconds = timed_probe(
+            early, _first_batches(early, asked.order), asked.order.seed
+        )
     with attached(asked.cluster, asked.replicas) as found, found.client.as_current():
         local = found.client.cluster
         if found.embedded and local is not None:
@@ -78,6 +82,7 @@ def run_on_cluster(asked: Asked, should_stop: Callable[[], bool]) -> Outcome:
             int(configuration.read("windows-ahead")),
             int(configuration.read("own-copies")),
             should_stop,
+            step_seconds,
         )
         return resident.execute(layouts)
 
@@ -96,7 +101,10 @@ def _all_dealt(plan: Plan) -> bool:
     return all(o.action.source.dealt for o in plan.steps if isinstance(o.action, Load))
 
 
+def _first_batches(plan: Plan, order: Order) -> dict[str, tuple[Any, float]]:
+    return {o.name: first_batch(o, plan.replicas, order.seed) for o in loads(plan)}
+
+
 def probe_here(plan: Plan, order: Order) -> Layouts:
     """Try one step on one batch in this process; see :func:`flowml.runtime.probe.probe`."""
-    batches = {o.name: first_batch(o, plan.replicas, order.seed) for o in loads(plan)}
-    return probe(plan, batches, order.seed)
+    return probe(plan, _first_batches(plan, order), order.seed)

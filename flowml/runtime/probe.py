@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 from flowml.errors import FlowmlError
@@ -23,6 +24,7 @@ from flowml.runtime.serial import run_step
 from flowml.runtime.tablestate import make_instance
 from flowml.runtime.values import Value
 
+QUICK_SECONDS = 0.02
 Batches = Mapping[str, tuple[Any, float]]
 """One batch of each load: (value, examples)."""
 
@@ -37,6 +39,19 @@ def probe(
     OperatorError, DataError
         What the first step of the run would raise.
     """
+    return timed_probe(plan, batches, seed, worker)[0]
+
+
+def timed_probe(
+    plan: Plan, batches: Batches, seed: int, worker: str = "driver"
+) -> tuple[dict[tuple[str, int], Layout], float]:
+    """Return the layouts, and about how many seconds a step of one replica takes.
+
+    Raises
+    ------
+    OperatorError, DataError
+        What the first step of the run would raise.
+    """
     single = _single(plan)
     tables = {t.name: [make_instance(single, t, 0, seed)] for t in single.tables}
     streams: dict[str, Any] = {name: [OneBatch(*batch)] for name, batch in batches.items()}
@@ -44,13 +59,21 @@ def probe(
     state = SerialState(single, order, Firing(single), {}, streams, tables)
     _check_batches(single, batches)
     with blas_threads(plan.blas_threads):
-        run_step(state, 0)
+        seconds = _seconds_of_step(state)
+        if seconds < QUICK_SECONDS:  # most of it was the first time that anything is called
+            seconds = _seconds_of_step(state)
     layouts = {(name, -1): instances[0].layout for name, instances in tables.items()}
     for (operator, output, _), value in state.now.items():
         layout = _layout_of_output(plan, plan.operator(operator), output, value, worker)
         if layout is not None:
             layouts[operator, output] = layout
-    return layouts
+    return layouts, seconds
+
+
+def _seconds_of_step(state: SerialState) -> float:
+    began = perf_counter()
+    run_step(state, 0)
+    return perf_counter() - began
 
 
 def _single(plan: Plan) -> Plan:

@@ -44,7 +44,7 @@ from flowml.types import Array
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
-FIRST_WINDOW_STEPS = 8
+FEWEST_FIRST_STEPS, MOST_FIRST_STEPS = 8, 512
 LARGEST_GROWTH = 8
 PAUSE_SHARE = 0.8
 """Dask pauses a worker whose memory is fuller than this share of its limit."""
@@ -68,6 +68,8 @@ class Resident:
     windows_ahead: int
     own_copies_bytes: int
     should_stop: Callable[[], bool]
+    step_seconds: float = 0.0
+    """About what a step takes, from a probe; 0: not known."""
     run: bytes = field(default_factory=lambda: uuid.uuid4().bytes)
     incarnation: int = 0
     outcome: Outcome = field(init=False)
@@ -321,7 +323,7 @@ class Resident:
 
     def _window_end(self, start: int, last: int, epoch: int) -> int:
         """Choose where a window ends: about a second later, and where someone looks."""
-        wanted = int(self.steps_per_second * self.window_seconds) or FIRST_WINDOW_STEPS
+        wanted = int(self.steps_per_second * self.window_seconds) or self._first_window_steps()
         stop = min(last, start + max(1, wanted))
         looks = [s for s in self.order.snapshots if start < s <= stop]
         for operator in self.plan.evaluations:
@@ -329,6 +331,13 @@ class Resident:
             every = action.every * (epoch if action.unit == "epochs" else 1)
             looks.append((start // every + 1) * every)
         return min([stop, *looks])
+
+    def _first_window_steps(self) -> int:
+        """Return the steps of the first windows: a tenth of one, going by the probe."""
+        if not self.step_seconds:
+            return FEWEST_FIRST_STEPS
+        wanted = int(self.window_seconds / 10 / self.step_seconds)
+        return min(max(wanted, FEWEST_FIRST_STEPS), MOST_FIRST_STEPS)
 
     def _looked_at(self, step: int, last: int, epoch: int) -> bool:
         return step in self.order.snapshots or (
@@ -386,7 +395,7 @@ class Resident:
         seconds = max((w.seconds for w in windows), default=0.0)
         if step > start and seconds > 0:
             rate = (step - start) / seconds
-            cap = self.steps_per_second * LARGEST_GROWTH or FIRST_WINDOW_STEPS * LARGEST_GROWTH
+            cap = (self.steps_per_second or self._first_window_steps()) * LARGEST_GROWTH
             self.steps_per_second = min(rate, cap)
         loss = records[0].history["loss"]
         if step > start:
