@@ -63,8 +63,8 @@ class Int8:
         """Return each code times the scale, and NaN for -128."""
         codes, scale = payload
         decoded = codes.astype(dtype)
+        decoded[codes == NOT_FINITE] = np.nan  # before: -128 times the scale may overflow
         decoded *= scale[0]
-        decoded[codes == NOT_FINITE] = np.nan
         return decoded.reshape(shape)
 
 

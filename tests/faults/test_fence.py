@@ -102,7 +102,7 @@ def test_tasks_of_another_time_are_refused_on_a_cluster(pair: Bed) -> None:
             assert go_on.wait(WAIT_SECONDS)
 
     with dask.config.set({"flowml.windows-ahead": 1}):
-        run = training().start(steps=40, replicas=2, on_event=listen)
+        run = training().start(steps=40, replicas=2, snapshots=[8], on_event=listen)
         assert held.wait(WAIT_SECONDS)
     name, worker = names[0], pair.address_of(0)
 
