@@ -1,6 +1,7 @@
 """What every test may ask for: data, a cluster, slow tests, and a check for what is left behind."""
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ LEAK_SECONDS = 10.0
 OPEN_FILES = Path("/proc/self/fd")
 # Pools that Dask and asyncio start at first use and keep for the life of the process.
 POOLS = ("Dask-Offload", "Dask-Callback-Thread", "asyncio_")
+
+# A shell that starts tests in the background ignores Ctrl-C for them and all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine must not fail a property: no example has a deadline.
 settings.register_profile("flowml", parent=settings(), deadline=None)

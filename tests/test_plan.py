@@ -189,7 +189,7 @@ def test_every_step_makes_every_edge_deliver() -> None:
     plan = periodic().every_step()
     assert all(p.every == 1 for o in plan.operators for p in o.inputs)
     assert Firing(plan).pattern(0) == {o.name for o in plan.steps}
-    assert periodic().token == periodic().token
+    assert periodic().form == periodic().form
 
 
 @settings(max_examples=60)
