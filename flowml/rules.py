@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -30,8 +30,7 @@ State: TypeAlias = dict[str, Array]
 """Named arrays, each as long as the slice of the table that they belong to."""
 
 
-@dataclass(frozen=True)
-class At:
+class At(NamedTuple):
     """What a rule may know of the update that it applies.
 
     Attributes
