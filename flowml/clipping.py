@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -55,7 +55,7 @@ def step_leaves(
         rule.step(params, update, state, at, out)
         return
     for path, leaf in params.items():
-        here = at if at.read is None else replace(at, read=_flat(at.read[path]))
+        here = at if at.read is None else at._replace(read=_flat(at.read[path]))
         rule.step(_flat(leaf), _flat(update[path]), state[path], here, _flat(out[path]))
 
 
@@ -166,7 +166,7 @@ class ByLeafStep:
     ) -> None:
         """Apply one update."""
         for rule, paths in self.leaves.groups(params):
-            here = at if at.read is None else replace(at, read=_only(at.read, paths))
+            here = at if at.read is None else at._replace(read=_only(at.read, paths))
             step_leaves(
                 rule, _only(params, paths), _only(update, paths), state, here, _only(out, paths)
             )
