@@ -383,9 +383,12 @@ def test_a_signal_ends_a_run_with_one_line(tmp_path, number, code, word):
     once = "globals().get('told') or globals().update(told=1) or print('going', flush=True)"
     file = graph_file(tmp_path, f"{once}; return 1.0, w")
     running = started("run", file, "--executor", "serial", "--epochs", "1000000000", cwd=tmp_path)
-    assert "going\n" in iter(running.stdout.readline, "")
-    running.send_signal(number)
-    _, errors = running.communicate(timeout=DEADLINE)
+    try:
+        assert "going\n" in iter(running.stdout.readline, "")
+        running.send_signal(number)
+        _, errors = running.communicate(timeout=DEADLINE)
+    finally:
+        running.kill()  # one that goes on would take a core from all later tests
     assert running.returncode == code
     assert errors.startswith(f"flowml: {word} after step ")
     assert len(errors.splitlines()) == 1
