@@ -87,7 +87,11 @@ def test_what_has_no_meaning_is_refused_by_name(option: str, value: Any, says: s
 
 
 def test_options_of_later_may_be_given_as_they_are() -> None:
-    refuse_other({"directory": None, "resume": "auto", "checkpoint": None}, ())
+    as_they_are = {"directory": None, "resume": "auto", "checkpoint": None}
+    refuse_other(as_they_are, ())
+    for name in as_they_are:
+        with pytest.raises(fl.PlanError, match=f"option {name}: does not run in this release"):
+            refuse_other(as_they_are | {name: "elsewhere"}, ())
 
 
 def test_numbers_alone() -> None:

@@ -17,8 +17,8 @@ from flowml.actions import Aggregate, Assign, Map, Until
 from flowml.errors import FlowmlError
 from flowml.layout import Layout
 from flowml.plan import PlanOperator
-from flowml.protocol.promise_rule import Firing, PromiseRule
-from flowml.reductions import Tree, reduce_slices, sum_tree
+from flowml.protocol.promise_rule import Firing, PromiseRule, Taken
+from flowml.reductions import Tree, reduce_slices
 from flowml.rules import At
 from flowml.runtime.calls import (
     Spot,
@@ -52,6 +52,9 @@ class Center:
     stops_on_nonfinite : bool
     worker : str
         For messages.
+    enter : callable of (int, int, int)
+        Told (replica, index of the operator in the plan, step) of each operator that a replica's
+        delivery sets off, for those who watch for silence.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Center:
         memory: CenterMemory,
         stops_on_nonfinite: bool = True,
         worker: str = "driver",
+        enter: Callable[[int, int, int], None] = lambda replica, operator, step: None,
     ) -> None:
         self.loose = loose
         self.rule = PromiseRule(
@@ -70,8 +74,6 @@ class Center:
             loose.reads,
             loose.queue,
         )
-        self.applied: list[tuple[str, int, int]] = []
-        """(table, replica, stamp) of updates since the caller last took them: for the ledger."""
         self._memory = memory
         self._layouts = layouts
         self._checks = stops_on_nonfinite
@@ -84,6 +86,8 @@ class Center:
             layout_of_port(loose.plan, layouts, g.operator.inputs[0]) for g in loose.gates
         ]
         self._sums = [_Sum(layout) for layout in self._incoming]
+        self._enter, self._by = enter, 0
+        self._index = {o.name: n for n, o in enumerate(loose.plan.steps)}
 
     # -- the three events ------------------------------------------------------------------------
 
@@ -124,7 +128,7 @@ class Center:
         int
             Number of the event.
         """
-        stamp = self.rule.clock(rank)
+        stamp, self._by = self.rule.clock(rank), rank
         for number, contribution in enumerate(made):
             if contribution is not None:
                 self._put(number, rank, stamp, contribution, staleness)
@@ -134,6 +138,7 @@ class Center:
 
     def leave(self, rank: int) -> int:
         """Let a replica be waited for no longer, and do what fires without it."""
+        self._by = rank
         event = self.rule.leave(rank)
         self._fire_all()
         return event
@@ -145,11 +150,19 @@ class Center:
         return self._views[name][self.rule.version(name) % 2]
 
     def copy_of(self, name: str) -> Pytree:
-        """Return a private copy of a table."""
-        layout = self._layouts[name, -1]
+        """Return a private copy of a table.
+
+        Notes
+        -----
+        Needs no lock, which a replica that is stuck may hold: the version that is read is written
+        again only after the next one has been counted, and then it is copied once more.
+        """
+        layout, version = self._layouts[name, -1], -1
         fresh = layout.allocate()
-        for source, target in zip(self._buffers(name), fresh, strict=True):
-            target[...] = source
+        while version != self.rule.version(name):
+            version = self.rule.version(name)
+            for source, target in zip(self._memory.tables[name][version % 2], fresh, strict=True):
+                target[...] = source
         return layout.views(fresh)
 
     def _buffers(self, name: str, ahead: int = 0) -> tuple[Array, ...]:
@@ -200,16 +213,17 @@ class Center:
                 continue
             count = 0.0 if examples != examples else examples
             late = int(slot.header[2])
+            self._enter(self._by, self._index[gate.operator.name], stamp)
             at = At(stamp, self._updates(gate.operator) + applied, late, rank, count)
             self._write(gate.operator, current, slot.buffers, at, new)
             current, applied, staleness = new, applied + 1, max(staleness, late)
-            self.applied.append((table, rank, stamp))
         if applied:
             self._finish(gate, firing, gate.operator, new, applied)
             moved = Value(self.table(table), None)
             self._behind(gate, firing, {(gate.operator.name, 0): moved}, staleness)
 
     def _aggregate(self, gate: Gate, firing: Firing) -> None:
+        self._enter(self._by, self._index[gate.operator.name], firing.number)
         slots = {(r, s): self._slot(firing.gate, r, s) for r, s in firing.taken}
         action = gate.operator.action
         assert isinstance(action, Aggregate)
@@ -221,8 +235,8 @@ class Center:
         spot = partial(Spot, gate.operator, 0, firing.number, self._worker)
         made: dict[tuple[str, int], Value] = {}
         if present:
-            tree = _tree(self.loose.plan.tree(gate.operator, 0), tuple(slots), self._replicas)
-            number = {key: _leaf(key, tuple(slots), self._replicas) for key in slots}
+            number = _leaves(firing.taken, self._replicas)
+            tree = _tree(self.loose.plan.tree(gate.operator, 0), number, self._replicas)
             buffers = {number[key]: slot.buffers for key, slot in present.items()}
             weights = {number[key]: slot.header[1] for key, slot in present.items()}
             out = call(spot, self._sums[firing.gate].take, action.reduction, tree, buffers, weights)
@@ -248,6 +262,7 @@ class Center:
                 Value(self.table(p.source), None) if p.table else made[p.source, p.output]
                 for p in operator.inputs
             ]
+            self._enter(self._by, self._index[operator.name], firing.number)
             if isinstance(operator.action, Map):
                 for output, value in enumerate(_mapped(operator, values, spot)):
                     made[operator.name, output] = value
@@ -278,7 +293,6 @@ class Center:
             applied = self._updates(operator)
             at = At(firing.number, applied, staleness, 0, value.examples or 0.0)
             self._write(operator, self._buffers(table), layout.flat(value.content), at, new)
-            self.applied += [(table, rank, stamp) for rank, stamp in firing.taken]
             self._finish(gate, firing, operator, new, 1)
         return Value(self.table(table), None)
 
@@ -355,14 +369,23 @@ class _Sum:
         return self._view
 
 
-def _leaf(key: tuple[int, int], taken: tuple[tuple[int, int], ...], replicas: int) -> int:
-    """Return the number of a contribution in a sum: its replica, unless that brings several."""
-    rank, _ = key
-    mine = [k for k in taken if k[0] == rank]
-    return rank + replicas * mine.index(key)
+def _leaves(taken: Taken, replicas: int) -> dict[tuple[int, int], int]:
+    """Return the number of each contribution in a sum: its replica's, or a free one for a further.
+
+    Examples
+    --------
+    >>> _leaves(((0, 4), (1, 4), (1, 5)), 3)
+    {(0, 4): 0, (1, 4): 1, (1, 5): 4}
+    """
+    found: dict[tuple[int, int], int] = {}
+    following: dict[int, int] = {}
+    for rank, stamp in taken:
+        found[rank, stamp] = following.get(rank, rank)
+        following[rank] = found[rank, stamp] + replicas
+    return found
 
 
-def _tree(tree: Tree, taken: tuple[tuple[int, int], ...], replicas: int) -> Tree:
+def _tree(tree: Tree, leaves: Mapping[tuple[int, int], int], replicas: int) -> Tree:
     """Return the plan's tree over the replicas that contribute, several of one in their order.
 
     Notes
@@ -370,23 +393,23 @@ def _tree(tree: Tree, taken: tuple[tuple[int, int], ...], replicas: int) -> Tree
     A replica that brings one contribution is a leaf, as in a synchronous sum; one that brings more
     is the sum of them from the first to the last.
     """
-    counts: dict[int, int] = {}
-    for rank, _ in taken:
-        counts[rank] = counts.get(rank, 0) + 1
+    there = set(leaves.values())
 
     def grown(node: Tree) -> Tree | None:
         if isinstance(node, tuple):
             left, right = grown(node[0]), grown(node[1])
             return right if left is None else left if right is None else (left, right)
-        if node not in counts:
+        if node not in there:
             return None
         found: Tree = node
-        for more in range(1, counts[node]):
-            found = (found, node + replicas * more)
+        following = node + replicas
+        while following in there:
+            found, following = (found, following), following + replicas
         return found
 
-    whole = grown(tree)
-    return sum_tree([0]) if whole is None else whole
+    found = grown(tree)
+    assert found is not None  # a firing takes something
+    return found
 
 
 def _mapped(operator: PlanOperator, values: list[Value], spot: Callable[[], Spot]) -> list[Value]:

@@ -4,6 +4,9 @@ Open file description locks (Linux) belong to an open file, not to a process: tw
 process exclude each other like two processes do, and the kernel lets go when the last descriptor
 of a dead process closes. The descriptor that travels over a socket shares its open file with the
 sender, so each end opens the memory anew through /proc.
+
+A holder may also be stopped, or sit in an operator that does not return, and the kernel would wait
+for it without end. So a waiting thread asks again and again, and looks around in between.
 """
 
 from __future__ import annotations
@@ -12,13 +15,17 @@ import fcntl
 import os
 import struct
 import threading
+from collections.abc import Callable
+from time import perf_counter, sleep
 from types import TracebackType
 
 from flowml.errors import PlanError
 
-_SET_AND_WAIT: int = getattr(fcntl, "F_OFD_SETLKW", -1)
-_FIRST_BYTE = 0
+_SET = getattr(fcntl, "F_OFD_SETLK", -1)
 _FLOCK = "hhqqi4x"
+SPIN_SECONDS = 100e-6
+SLEEP_SECONDS = 50e-6
+SLICE_SECONDS = 0.25
 
 
 class HostLock:
@@ -29,6 +36,12 @@ class HostLock:
     fd : int or None
         The shared memory's descriptor; None where one process has it to itself.
 
+    Attributes
+    ----------
+    on_silence : callable of (float)
+        Called in a waiting thread after each 0.25 s with the seconds waited; it may raise. Does
+        nothing unless set.
+
     Raises
     ------
     PlanError
@@ -36,10 +49,11 @@ class HostLock:
     """
 
     def __init__(self, fd: int | None) -> None:
+        self.on_silence: Callable[[float], None] = _keep_waiting
         self._threads = threading.Lock()
         self._file: int | None = None
         if fd is not None:
-            if _SET_AND_WAIT < 0:
+            if _SET < 0:
                 raise PlanError(
                     "host lock",
                     "stale and async edges between processes need Linux in this release",
@@ -48,9 +62,15 @@ class HostLock:
             self._file = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
 
     def __enter__(self) -> None:
-        self._threads.acquire()
-        if self._file is not None:
-            self._set(fcntl.F_WRLCK)
+        began = perf_counter()
+        while not self._threads.acquire(timeout=SLICE_SECONDS):
+            self.on_silence(perf_counter() - began)
+        try:
+            if not self._try():
+                self._wait()
+        except BaseException:
+            self._threads.release()
+            raise
 
     def __exit__(
         self,
@@ -58,18 +78,44 @@ class HostLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._file is not None:
-            self._set(fcntl.F_UNLCK)
-        self._threads.release()
+        try:
+            if self._file is not None:
+                self._set(fcntl.F_UNLCK)
+        finally:
+            self._threads.release()
+
+    def _wait(self) -> None:
+        began = perf_counter()
+        told = began + SLICE_SECONDS
+        while not self._try():
+            now = perf_counter()
+            if now > told:
+                self.on_silence(now - began)
+                told = now + SLICE_SECONDS
+            if now - began < SPIN_SECONDS:
+                os.sched_yield()
+            else:
+                sleep(SLEEP_SECONDS)
+
+    def _try(self) -> bool:
+        if self._file is None:
+            return True
+        try:
+            self._set(fcntl.F_WRLCK)
+        except BlockingIOError:
+            return False
+        return True
 
     def _set(self, kind: int) -> None:
         assert self._file is not None
-        fcntl.fcntl(
-            self._file, _SET_AND_WAIT, struct.pack(_FLOCK, kind, os.SEEK_SET, _FIRST_BYTE, 1, 0)
-        )
+        fcntl.fcntl(self._file, _SET, struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 1, 0))
 
     def close(self) -> None:
         """Let go of the file; harmless when repeated."""
         file, self._file = self._file, None
         if file is not None:
             os.close(file)
+
+
+def _keep_waiting(waited_seconds: float) -> None:
+    """Wait on, whoever holds it."""

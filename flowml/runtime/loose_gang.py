@@ -42,13 +42,14 @@ class LooseGang(Gang):
         reserved = Board.nbytes(spec.plan.replicas, len(spec.roster.workers))
         memory = CenterMemory.over(loose, spec.layouts, spec.order.seed, block[reserved:])
         stops = spec.order.on_nonfinite == "stop"
-        center = Center(loose, spec.layouts, memory, stops, self.worker)
+        center = Center(loose, spec.layouts, memory, stops, self.worker, board.enter)
         if self._leads:
             memory.fill(loose, spec.layouts, spec.order.seed)
             center.rule.begin()
         self._all_see()
         self._center = center
         lock = self._lock = HostLock(None if self._link is None else self._segment.fd)
+        lock.on_silence = self._locked
         last = total_steps(list(spec.feeds.values()), spec.order.steps, spec.order.epochs)
         loops = []
         for number in self.ranks:
@@ -106,6 +107,13 @@ class LooseGang(Gang):
             except FlowmlError as error:
                 raise _waiting(error, number, missing) from error
 
+    def _locked(self, waited: float) -> None:
+        """Look after all who may hold the lock; leave if the run is over."""
+        if self._gone:
+            raise self._gone[0]
+        for worker in self._workers:
+            self._check_silence(worker, waited)
+
     def abort(self, error: BaseException) -> None:
         """Leave the loop, as a gang does, and let the replicas of other processes leave at once."""
         super().abort(error)
@@ -126,15 +134,13 @@ class LooseGang(Gang):
 
     def _values(self) -> dict[tuple[str, int], Pytree]:
         assert self._center is not None
-        assert self._lock is not None
         found: dict[tuple[str, int], Pytree] = {}
         for table in self.spec.plan.tables:
             if table.scope == REPLICA:
                 for rank in self._states:
                     found[table.name, rank.number] = rank.tables[table.name].copy()
             else:
-                with self._lock:
-                    found[table.name, 0] = self._center.copy_of(table.name)
+                found[table.name, 0] = self._center.copy_of(table.name)
         return found
 
     def committed(self) -> Committed:
