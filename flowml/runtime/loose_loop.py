@@ -14,6 +14,7 @@ from flowml.runtime.host_lock import HostLock
 from flowml.runtime.loose_rank import DELIVER, EVENT, LEAVE, READ, LooseRank
 from flowml.runtime.outcome import history_block
 from flowml.runtime.program import WindowRecord
+from flowml.runtime.watch import WAITING
 
 SPIN_SECONDS = 100e-6
 SHORTEST_SLEEP = 50e-6
@@ -68,6 +69,7 @@ class LooseLoop:
         stopped = False
         while start + len(rows) < stop and not stopped:
             step, began = start + len(rows), perf_counter()
+            replica.rank.enter(WAITING, step)
             if self._stop_requested():
                 rule.request_stop(ended=False)
             # Room before the step, which nobody but this replica fills: what is computed is also
@@ -79,7 +81,9 @@ class LooseLoop:
                 break
             waited += room
             self._read(step, waited)
-            self._deliver(step, replica.compute(step))
+            made = replica.compute(step)
+            replica.rank.enter(WAITING, step)  # for the lock: who holds it says what it does
+            self._deliver(step, made)
             rows.append((replica.rank.loss, perf_counter() - began, waited, replica.staleness))
         return self._window(start, rows, stopped)
 

@@ -73,7 +73,7 @@ def test_death_in_the_middle_of_a_write(promise: str, pair: Bed, tmp_path: Path)
     graph = training(promise, rule=dying_rule(trap, pid))
     error = failure(graph.start(steps=4000, replicas=2), trap)
     assert isinstance(error, WorkerLostError)
-    assert error.worker == victim
+    assert (error.worker, error.operator) == (victim, "update")
     assert_whole(error.run.tables)
 
 
@@ -98,6 +98,30 @@ def test_a_slow_operator_under_stale(pair: Bed, tmp_path: Path) -> None:
     assert error.operator == "gradient"
     assert error.replica == 1
     assert_readable(error)
+
+
+def test_an_operator_that_hangs_with_the_lock_in_its_hand(pair: Bed, tmp_path: Path) -> None:
+    """Those who wait for the lock leave, the error names the operator, and tables come back."""
+    trap = logged(Trap("sleep", replica=0, step=7, seconds=8.0), tmp_path)
+    model = fl.models.softmax(FEATURES, CLASSES)
+    w = fl.table("w", model.init(seed=0))
+    grads = fl.gradient(model, w.async_(), fl.load(examples(), batch_size=BATCH), name="gradient")
+    seen = [0]
+
+    def slow(mean: Any) -> Any:
+        seen[0] += 1
+        trap.spring(0, seen[0])
+        return mean
+
+    slowed = fl.map(slow, fl.aggregate("mean", grads), name="slowed")
+    run = fl.Graph(fl.update(w, slowed, fl.sgd(0.05))).start(
+        steps=4000, replicas=2, step_seconds=0.5
+    )
+    error = failure(run, trap)
+    assert isinstance(error, StalledError)
+    assert error.operator == "slowed"
+    assert_readable(error)
+    assert_whole(error.run.tables)
 
 
 def test_a_stop_ends_both(pair: Bed) -> None:

@@ -9,8 +9,11 @@ from flowml.cluster_run import probe_here
 from flowml.compiler.stages import compile_graph
 from flowml.plan import Firing, Plan
 from flowml.run import Graph
+from flowml.runtime.feeding import loads, local_feed, open_stream
 from flowml.runtime.outcome import Order
 from flowml.runtime.own_copies import with_own_copies
+from flowml.runtime.program import Programs
+from flowml.runtime.threads import thread_ranks
 from tests.conformance.catalogue import CATALOGUE
 
 ROOMY = 1 << 20
@@ -43,3 +46,29 @@ def test_periods_ends_and_groups_need_owners(name: str) -> None:
     plan = compile_graph(graph.logical, 4, 2)
     assert with_own_copies(plan, probe_here(plan, Order(1, None)), 1, ROOMY) == plan
     assert isinstance(graph, fl.Graph)
+
+
+def test_what_a_slow_rank_still_reads_is_not_written_by_a_fast_one() -> None:
+    """Rank 0 is a step ahead, as far as it can be, before rank 1 reads the gradients of step 0."""
+    plan, order = planned(CATALOGUE["momentum"]()), Order(2, None)
+    found = [local_feed(o, 2, 0) for o in loads(plan)]
+    streams = [{f.name: open_stream(f, r, parts[r]) for f, parts in found} for r in range(2)]
+    ranks = thread_ranks(plan, probe_here(plan, order), order, streams)
+    programs = [Programs(rank) for rank in ranks]
+
+    def phase(rank: int, step: int, number: int) -> None:
+        program = programs[rank].of(step)
+        for act in program.phases[number].acts:
+            act(step)
+        if number == 1:
+            for table, writes in program.commits:
+                ranks[rank].tables[table].commit(writes)
+
+    for rank, step, number in [
+        (0, 0, 0), (1, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 1), (1, 1, 0), (0, 1, 1), (1, 1, 1),
+    ]:  # fmt: skip
+        phase(rank, step, number)
+    truth = CATALOGUE["momentum"]().run(steps=2, replicas=2, executor="serial").tables["w"]
+    for rank in ranks:
+        table = rank.tables["w"].copy()
+        assert all(table[k].tobytes() == truth[k].tobytes() for k in truth)
