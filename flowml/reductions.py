@@ -235,13 +235,40 @@ def reduce_slices(
     GraphError
         If the values are not floats and the reduction needs floats.
     """
-    given = _Given(slices, _checked(reduction, slices, weights, out), reduction.weighted, scratch)
+    weighed = _checked(reduction, slices, weights, out)
+    scale = common_scale(reduction, weighed)
+    given = _Given(slices, weighed, reduction.weighted, scratch, scale)
     if not reduction.tree:
         return _combine(reduction, tree, given, out)
     total = _sum_into(out, tree, given)
-    if reduction.divide and total not in (0.0, 1.0):
-        np.divide(out, out.dtype.type(total), out=out)
+    divisor = total / scale
+    if reduction.divide and divisor not in (0.0, 1.0):
+        np.divide(out, out.dtype.type(divisor), out=out)
     return total
+
+
+def common_scale(reduction: Reduction, weights: Mapping[Any, float]) -> float:
+    """Return a power of two that all contributions to a mean weigh, or 1.0.
+
+    Notes
+    -----
+    Scaling by a power of two is exact, so ``(a n + b n) / 2 n`` has the bits of ``(a + b) / 2``
+    then, for one pass less over each contribution; batches of 32 or 256 examples are such. They
+    part only where ``a n`` overflows. A partial sum is scaled already, by whoever made it.
+
+    Examples
+    --------
+    >>> common_scale(mean, {0: 32.0, 1: 32.0}), common_scale(mean, {0: 32.0, 1: 31.0})
+    (32.0, 1.0)
+    """
+    if not (reduction.weighted and reduction.divide):
+        return 1.0
+    scale = 0.0
+    for key, weight in weights.items():
+        if isinstance(key, tuple) or (weight and scale and weight != scale):
+            return 1.0
+        scale = weight or scale
+    return scale if math.frexp(scale)[0] == 0.5 else 1.0
 
 
 def partial(
@@ -282,6 +309,8 @@ class _Given:
     weights: Mapping[Any, float]
     scaled: bool
     scratch: Scratch | None
+    scale: float = 1.0
+    """Contributions of this weight are added as they are."""
     spares: list[Array] = field(default_factory=list)
 
     def leaf(self, rank: int, weight: float) -> Array:
@@ -310,7 +339,7 @@ def _sum(tree: Tree, given: _Given, out: Array, level: int) -> tuple[Array | Non
         if not weight:
             return None, 0.0
         leaf = given.leaf(tree, weight)
-        if not given.scaled or weight == 1.0:
+        if not given.scaled or weight == given.scale:
             return leaf, weight
         return np.multiply(leaf, out.dtype.type(weight), out=out), weight
     if tree in given.slices:

@@ -281,3 +281,17 @@ def test_a_reduction_of_ones_own():
     assert np.array_equal(found, np.min([slices[r] for r in (0, 2, 3)], axis=0))
     with pytest.raises(GraphError, match="needs combine where tree is False"):
         Reduction("min", False, False, False)
+
+
+@pytest.mark.parametrize("weight", [0.5, 1.0, 2.0, 32.0, 256.0])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_common_power_of_two_changes_no_bit(weight: float, dtype: str) -> None:
+    rng = np.random.default_rng(7)
+    scales = 10.0 ** rng.integers(-30, 30, 500)
+    values = {r: (rng.normal(size=500) * scales).astype(dtype) for r in range(5)}
+    tree, factor = sum_tree(range(5)), np.dtype(dtype).type(weight)
+    out = np.empty(500, dtype)
+    reduce_slices(mean, tree, values, dict.fromkeys(values, weight), out)
+    a, b, c, d, e = (v * factor for v in values.values())
+    expected = (((a + b) + (c + d)) + e) / np.dtype(dtype).type(5 * weight)
+    assert out.tobytes() == expected.tobytes()

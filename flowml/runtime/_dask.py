@@ -70,10 +70,15 @@ def tell_workers(scheduler: Any, messages: dict[str, list[dict[str, Any]]]) -> N
     scheduler.send_all({}, messages)
 
 
-def interruptions(worker: Any) -> list[Any]:
-    """Return what a worker calls most often: the sample of its threads, the tick of its loop."""
-    found = (worker.periodic_callbacks.get(name) for name in ("profile", "tick"))
-    return [callback for callback in found if callback is not None]
+INTERRUPTIONS = ("profile", "tick", "memory_monitor")
+"""What a worker's event loop does most often: samples its threads, notes that it is awake, looks
+at its memory."""
+
+
+def interruptions(worker: Any) -> dict[str, Any]:
+    """Return the periodic callbacks of a worker that come most often, by name."""
+    found = worker.periodic_callbacks
+    return {name: found[name] for name in INTERRUPTIONS if name in found}
 
 
 def gather_within(client: Any, futures: Any, seconds: float) -> list[Any] | None:

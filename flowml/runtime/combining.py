@@ -23,7 +23,7 @@ from flowml.runtime.domain import (
 )
 from flowml.runtime.inputs import Pattern
 from flowml.runtime.rank import slice_of
-from flowml.runtime.straight_sum import straight_sum
+from flowml.runtime.straight_sum import StraightSum
 from flowml.runtime.values import EMPTY, Value
 from flowml.types import Array
 
@@ -152,7 +152,7 @@ def _combiner(
     spares = {n: _spares(target) for n, _, target in targets}
     fixed = reduction.tree and all(m.header is not None and not m.partial for m in members)
     at_once = [
-        straight_sum(reduction, tree, {m.key: m.buffers()[n][s] for m in members}, target)
+        StraightSum(reduction, tree, {m.key: m.buffers()[n][s] for m in members}, target)
         for n, s, target in (targets if fixed else ())
     ]
 
@@ -174,7 +174,6 @@ def _combiner(
 
     if not fixed or not all(m.weighs_examples for m in members):
         return combine_present
-    keys = [m.key for m in members]
     counts_of = [m.header.data for m in members if m.header is not None]  # reads as a float
 
     def combine_all(step: int) -> float | None:
@@ -184,9 +183,8 @@ def _combiner(
             total += count
         if 0.0 in counts or total != total:
             return combine_present(step)
-        weights = dict(zip(keys, counts, strict=True))
         for add_up in at_once:
-            add_up(weights)
+            add_up(counts)
         return total
 
     return combine_all

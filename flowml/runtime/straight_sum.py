@@ -1,28 +1,27 @@
 """A sum along the plan's tree as straight-line code, for the usual case: everyone contributes.
 
 :func:`flowml.reductions.reduce_slices` walks the tree anew in every step, because a contribution
-may be missing. When none is, the same additions in the same order can be laid out once. A test
-holds the two to the same bits.
+may be missing. When none is, the same operations in the same order can be laid out once, and kept
+as long as the weights stay what they are: most steps have batches of one size. A test holds the two
+to the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from flowml.reductions import Reduction, Tree
+from flowml.reductions import Reduction, Tree, common_scale
 from flowml.types import Array
 
-Weights: TypeAlias = Mapping[Any, float]
-_Node: TypeAlias = Callable[[Weights], tuple[Array, float]]
+Operation: TypeAlias = tuple[Callable[[Any, Any, Array], Any], Any, Any, Array]
+"""(function, left, right, where the result goes)."""
 
 
-def straight_sum(
-    reduction: Reduction, tree: Tree, slices: Mapping[Any, Array], out: Array
-) -> Callable[[Weights], float]:
-    """Return a function that combines fixed slices into ``out`` when no weight is 0.
+class StraightSum:
+    """Combines fixed slices into ``out`` when no weight is 0.
 
     Parameters
     ----------
@@ -31,60 +30,62 @@ def straight_sum(
     slices : mapping of rank to ndarray, shape (n,)
         The same arrays in every step.
     out : ndarray, shape (n,)
-
-    Returns
-    -------
-    callable of (weights) -> float
-        Returns the sum of the weights, as ``reduce_slices`` does.
     """
-    dtype = out.dtype.type
-    root = _node(tree, slices, out, reduction.weighted, [], 0)
-    divides = reduction.divide
 
-    def combine(weights: Weights) -> float:
-        found, total = root(weights)
-        if found is not out:
-            np.copyto(out, found)
-        if divides and total != 1.0:
-            np.divide(out, dtype(total), out=out)
-        return total
+    def __init__(
+        self, reduction: Reduction, tree: Tree, slices: Mapping[Any, Array], out: Array
+    ) -> None:
+        self._reduction = reduction
+        self._tree = tree
+        self._slices = slices
+        self._out = out
+        self._spares: list[Array] = []
+        self._weights: Sequence[float] = []
+        self._operations: list[Operation] = []
 
-    return combine
+    def __call__(self, weights: Sequence[float]) -> None:
+        """Combine the slices by weights, given in the order of ``slices``."""
+        if weights != self._weights:
+            self._lay_out(weights)
+        for function, left, right, out in self._operations:
+            function(left, right, out)
+
+    def _lay_out(self, weights: Sequence[float]) -> None:
+        by_rank = dict(zip(self._slices, weights, strict=True))
+        operations: list[Operation] = []
+        scale = common_scale(self._reduction, by_rank)
+        found, total = self._sum(self._tree, by_rank, scale, self._out, 0, operations)
+        if found is not self._out:
+            operations.append((_copy, found, None, self._out))
+        divisor = total / scale
+        if self._reduction.divide and divisor != 1.0:
+            operations.append((np.divide, self._out, self._out.dtype.type(divisor), self._out))
+        self._weights, self._operations = list(weights), operations
+
+    def _sum(
+        self,
+        tree: Tree,
+        weights: Mapping[Any, float],
+        scale: float,
+        out: Array,
+        level: int,
+        operations: list[Operation],
+    ) -> tuple[Array, float]:
+        """Append what makes the sum of a tree; return where it will lie, and its weight."""
+        if not isinstance(tree, tuple):
+            array, weight = self._slices[tree], weights[tree]
+            if not self._reduction.weighted or weight == scale:
+                return array, weight
+            operations.append((np.multiply, array, out.dtype.type(weight), out))
+            return out, weight
+        if level == len(self._spares):
+            self._spares.append(np.empty_like(out))
+        spare = self._spares[level]
+        left, one = self._sum(tree[0], weights, scale, out, level, operations)
+        right, other = self._sum(tree[1], weights, scale, spare, level + 1, operations)
+        operations.append((np.add, left, right, out))
+        return out, one + other
 
 
-def _node(
-    tree: Tree,
-    slices: Mapping[Any, Array],
-    out: Array,
-    weighted: bool,
-    spares: list[Array],
-    level: int,
-) -> _Node:
-    if not isinstance(tree, tuple):
-        return _leaf(tree, slices[tree], out, weighted)
-    if level == len(spares):
-        spares.append(np.empty_like(out))
-    left = _node(tree[0], slices, out, weighted, spares, level)
-    right = _node(tree[1], slices, spares[level], weighted, spares, level + 1)
-    add = np.add
-
-    def both(weights: Weights) -> tuple[Array, float]:
-        a, weight_a = left(weights)
-        b, weight_b = right(weights)
-        return add(a, b, out), weight_a + weight_b
-
-    return both
-
-
-def _leaf(rank: int, array: Array, out: Array, weighted: bool) -> _Node:
-    dtype, multiply = out.dtype.type, np.multiply
-
-    def scaled(weights: Weights) -> tuple[Array, float]:
-        weight = weights[rank]
-        if weight == 1.0:
-            return array, weight
-        return multiply(array, dtype(weight), out), weight
-
-    if weighted:
-        return scaled
-    return lambda weights: (array, weights[rank])
+def _copy(source: Array, _: None, target: Array) -> None:
+    target[...] = source

@@ -8,7 +8,7 @@ from typing import Any
 from distributed import Client, LocalCluster
 
 from flowml.runtime._dask import interruptions
-from flowml.runtime.loop_settings import SLOWDOWN, LoopSettings
+from flowml.runtime.loop_settings import SELDOM_MS, LoopSettings
 
 
 @dataclass
@@ -17,12 +17,13 @@ class Times:
 
     client: Client
 
-    def now(self) -> dict[int, float]:
-        def read(dask_worker: Any) -> list[float]:
-            return [c.callback_time for c in interruptions(dask_worker) if c.is_running()]
+    def now(self) -> dict[str, float]:
+        def read(dask_worker: Any) -> dict[str, float]:
+            found = interruptions(dask_worker).items()
+            return {n: c.callback_time for n, c in found if c.is_running()}
 
         (found,) = self.client.run(read).values()
-        return dict(enumerate(found))
+        return dict(found)
 
 
 def test_ticks_are_seldom_while_any_run_is_there() -> None:
@@ -37,9 +38,10 @@ def test_ticks_are_seldom_while_any_run_is_there() -> None:
     ):
         times = Times(client)
         before = times.now()
-        assert before
+        assert set(before) == set(SELDOM_MS)
         settings = LoopSettings(next(iter(cluster.workers.values())))
-        seldom = {n: SLOWDOWN * t for n, t in before.items()}
+        seldom = {name: max(usual, SELDOM_MS[name]) for name, usual in before.items()}
+        assert all(seldom[name] > before[name] for name in before)
         settings.begin("one", 1)
         assert times.now() == seldom
         settings.begin("two", 1)

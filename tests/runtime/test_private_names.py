@@ -89,8 +89,8 @@ def test_a_worker_has_handlers_connections_and_a_profiler(cluster_of_one):
     assert _dask.worker_rpc(worker, worker.address).address == worker.address
     assert _dask.event_loop(worker).is_running()
     often = _dask.interruptions(worker)
-    assert worker.periodic_callbacks["tick"] in often
-    assert all(callback.callback_time > 0 for callback in often)
+    assert set(often) == set(_dask.INTERRUPTIONS)
+    assert all(callback.callback_time > 0 for callback in often.values())
 
 
 def test_a_scheduler_tells_workers_and_has_handlers(cluster_of_one):
