@@ -1,4 +1,4 @@
-"""Rows by key: equal keys add up in their order, look-ups are aligned, first rows are their key's."""
+"""Rows by key: equal keys add up in order, look-ups are aligned, first rows are their key's."""
 
 from __future__ import annotations
 

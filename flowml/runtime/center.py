@@ -8,7 +8,7 @@ and a replay in the order that was recorded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -100,8 +100,18 @@ class Center:
             for operator in (gate.operator, *gate.behind)
             if operator.writes
         }
+        self._backing = dict(self._flat_sums())
         self._brought: tuple[int, int, Made] = -1, -1, {}
         """(member, stamp, what it brings) while it is delivered: it need not wait in a queue."""
+
+    def _flat_sums(self) -> Iterator[tuple[tuple[str, int], Buffers]]:
+        """Yield for the writes of a sum its value's identity, and its buffers: it is not copied."""
+        for number, found in self._sums.items():
+            view, buffers = found.backing
+            for operator in self.loose.gates[number].behind:
+                layout = self._layouts.get((str(operator.writes), -1))
+                if view is not None and layout == self._incoming[number]:
+                    yield (operator.name, id(view)), buffers
 
     def _layout_of_gate(self, gate: Gate) -> Layout:
         """Return the layout of what flows in; of one row where that is rows."""
@@ -362,11 +372,19 @@ class Center:
         if isinstance(value.content, KeyedRows):
             given: Update = (value.content.rows,), value.content.keys, at
         else:
-            layout = self._layouts[table, -1]
-            spot = Spot(operator, 0, firing.number, self._worker)
-            _check(layout, value.content, spot, f"what is written to table {table!r} must have its")
-            given = layout.flat(value.content), None, at
+            given = self._flat(operator, firing, value.content), None, at
         self._write(gate, firing, operator, [given])
+
+    def _flat(self, operator: PlanOperator, firing: Firing, content: Pytree) -> Buffers:
+        """Return the flat buffers of what is written."""
+        table = str(operator.writes)
+        layout = self._layouts[table, -1]
+        known = self._backing.get((operator.name, id(content)))
+        if known is not None:
+            return known
+        spot = Spot(operator, 0, firing.number, self._worker)
+        _check(layout, content, spot, f"what is written to table {table!r} must have its")
+        return layout.flat(content)
 
     def _write(
         self,

@@ -13,6 +13,8 @@ from flowml.reductions import Reduction, Tree, reduce_slices
 from flowml.runtime.contributions import Contribution
 from flowml.types import Array, Pytree
 
+MOST_TREES = 1000
+"""Trees that are kept: in most runs there are as many as there are sets of replicas that meet."""
 Present = Mapping[tuple[int, int], Contribution]
 """(member, stamp) -> what it brought; those that stand for something."""
 
@@ -40,6 +42,12 @@ class Sum:
         self._rows = rows
         self._out = () if rows else layout.allocate()
         self._view = None if rows else layout.views(self._out, writeable=False)
+        self._trees: dict[tuple[int, ...], tuple[tuple[int, ...], Tree]] = {}
+
+    @property
+    def backing(self) -> tuple[Pytree, tuple[Array, ...]]:
+        """The value that ``take`` returns, where it combines no rows, and its flat buffers."""
+        return self._view, self._out
 
     def take(self, taken: Taken, present: Present) -> Pytree:
         """Return the reduction of contributions, valid until the next call.
@@ -49,16 +57,29 @@ class Sum:
         taken : tuple of (member, stamp)
             All that the firing takes, in the order of the sum.
         """
-        leaves = numbered(taken, self._members)
-        tree = grown(self._tree, leaves, self._members)
-        weights = {leaves[key]: given.weight for key, given in present.items()}
+        numbers, tree = self._laid_out(taken)
+        found = {
+            leaf: present[key] for leaf, key in zip(numbers, taken, strict=True) if key in present
+        }
+        weights = {leaf: given.weight for leaf, given in found.items()}
         if self._rows:
-            return self._take_rows(tree, {leaves[k]: g for k, g in present.items()}, weights)
-        buffers = {leaves[key]: given.buffers for key, given in present.items()}
+            return self._take_rows(tree, found, weights)
         for number, out in enumerate(self._out):
-            parts = {leaf: b[number] for leaf, b in buffers.items()}
+            parts = {leaf: given.buffers[number] for leaf, given in found.items()}
             reduce_slices(self._reduction, tree, parts, weights, out)
         return self._view
+
+    def _laid_out(self, taken: Taken) -> tuple[tuple[int, ...], Tree]:
+        """Return the number of each contribution in the sum, and the tree over the numbers."""
+        members = tuple([member for member, _ in taken])
+        found = self._trees.get(members)
+        if found is None:
+            if len(self._trees) > MOST_TREES:
+                self._trees.clear()
+            leaves = numbered(taken, self._members)
+            found = tuple(leaves.values()), grown(self._tree, leaves, self._members)
+            self._trees[members] = found
+        return found
 
     def _take_rows(
         self, tree: Tree, given: Mapping[int, Contribution], weights: Mapping[int, float]

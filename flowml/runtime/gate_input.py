@@ -84,9 +84,17 @@ class GateInput:
         self._parameter = read.get(table, ())
         action = gate.operator.action
         self._seen = read[table] if isinstance(action, Update) and action.rule.reads else ()
+        self._register = self._only_register(port) if len(ports) == 1 else None
         self._spot: Callable[[int], Spot] = lambda step: Spot(
             loose.plan.operator(port.source), rank.number, step, rank.worker
         )
+
+    def _only_register(self, port: PlanPort) -> int | None:
+        """Return where the value lies in every step, if it is new there in every step."""
+        steady = self._firing.is_steady and not self._kept and not self._held
+        if not steady or self._loose.local.operator(port.source).writes is not None:
+            return None
+        return self._rank.slots[port.source, port.output]
 
     @property
     def unsent(self) -> bool:
@@ -96,9 +104,13 @@ class GateInput:
 
     def give(self, step: int, staleness: int) -> Contribution | None:
         """Return what the gate gets of a step; None where its edge has nothing in it."""
-        values = [self._input(n, p, step) for n, p in enumerate(self.gate.operator.inputs)]
-        if not self.gate.spec.delivers(step):
-            return None
+        if self._register is not None:
+            values = [self._rank.registers[self._register]]
+        else:
+            inputs = enumerate(self.gate.operator.inputs)
+            values = [self._input(n, p, step) for n, p in inputs]
+            if not self.gate.spec.delivers(step):
+                return None
         value = values[0]
         if self._filter is not None:
             value = self._filter.send(value, self._parameter)

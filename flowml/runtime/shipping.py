@@ -11,7 +11,7 @@ import sys
 from collections import ChainMap
 from collections.abc import Iterator
 from types import CodeType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import cloudpickle
 from cloudpickle import (
@@ -166,7 +166,7 @@ def _code(code: CodeType) -> tuple[Any, ...]:
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """Pickles functions by value as cloudpickle does, with their files."""
 
-    dispatch_table = ChainMap({CodeType: _code}, cloudpickle.Pickler.dispatch_table)
+    dispatch_table: ClassVar = ChainMap({CodeType: _code}, cloudpickle.Pickler.dispatch_table)
 
 
 def ship_plan(thing: Any, plan: Plan) -> bytes:
