@@ -18,6 +18,7 @@ from flowml.errors import FlowmlError
 from flowml.keyed_rows import KeyedRows
 from flowml.layout import Layout, layout_of
 from flowml.plan import PlanOperator
+from flowml.protocol.one_version import copy_one_version
 from flowml.protocol.promise_rule import PromiseRule
 from flowml.protocol.promise_specs import Firing
 from flowml.rules import At
@@ -245,20 +246,21 @@ class Center:
 
         Notes
         -----
-        Needs no lock, which a replica that is stuck may hold: the version that is read is written
-        again only after the next one has been counted, and then it is copied once more. Rows that
-        a write has begun to change are taken as they were before.
+        Needs no lock, which a replica that is stuck may hold. Rows that a write has begun to
+        change are taken as they were before.
         """
         store = self._memory.rows.get(name)
         if store is not None:
             return self._shaped(name, store.copy())
-        layout, version = self._layouts[name, -1], -1
+        layout = self._layouts[name, -1]
         fresh = layout.allocate()
-        while version != self.rule.version(name):
-            version = self.rule.version(name)
+
+        def copy(version: int) -> Pytree:
             for source, target in zip(self._memory.tables[name][version % 2], fresh, strict=True):
                 target[...] = source
-        return layout.views(fresh)
+            return layout.views(fresh)
+
+        return copy_one_version(lambda: self.rule.version(name), copy)
 
     def _shaped(self, name: str, rows: KeyedRows) -> Pytree:
         """Return rows as the table was declared: all of an array, or rows by key."""
