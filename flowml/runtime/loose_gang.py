@@ -129,14 +129,24 @@ class LooseGang(Gang):
             if snapshot:
                 self._barrier.wait(party, False, stop)
         except PeerLost as error:
-            assert self.watch is not None
-            lost = self.watch.lost(error.worker)
-            self.abort(lost)
-            raise lost from error
+            found = self._lost_tables(error)
+            self.abort(found)
+            raise found from error
         except BaseException as error:
             self.abort(error)
             raise
         return record
+
+    def _lost_tables(self, error: PeerLost) -> FlowmlError:
+        """Return the error of a worker that holds the tables and does not answer."""
+        assert self.watch is not None
+        if error.kind != "silence":
+            return self.watch.lost(error.worker)
+        try:
+            self.watch.silent(error.worker, self.spec.order.deadline_seconds)
+        except FlowmlError as silence:
+            return silence
+        return error
 
     def _across(self, stop: bool, flip: int) -> Verdict:
         """Meet the other processes, and between two barriers of the host the other domains."""

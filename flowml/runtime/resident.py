@@ -128,7 +128,7 @@ class Resident:
             self.oversight.close()
         self.outcome.history = self.history.columns()
         if self._events:
-            self.outcome.record = np.sort(np.concatenate(self._events), order="event")
+            self.outcome.record = np.sort(np.concatenate(self._events), order=("event", "edge"))
             self.outcome.order = self.order
         return self.outcome
 

@@ -77,18 +77,18 @@ class TableCall:
             except OSError as error:  # TimeoutError is one
                 failure = error
             if monotonic() - seen > self._patience:
-                raise self._lost(failure)
+                raise self._lost(failure, isinstance(failure, TimeoutError))
             if failure != "nothing":
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _lost(self, why: object) -> PeerLost:
+    def _lost(self, why: object, silent: bool) -> PeerLost:
         return PeerLost(
             f"worker {self._worker}",
             "must serve the tables that all replicas share",
             str(why) or type(why).__name__,
             member=-1,
-            kind="worker",
+            kind="silence" if silent else "worker",
             worker=self._worker,
             operator="",
         )

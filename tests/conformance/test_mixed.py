@@ -1,0 +1,64 @@
+"""Mixed graphs on a cluster, on one host and between hosts: they replay, bytes and all."""
+
+from __future__ import annotations
+
+import dask
+import numpy as np
+import pytest
+from distributed import Client
+
+from tests.conformance.mixed_graphs import GROUPED, IN_STEP, MIXED
+from tests.conformance.test_loose import events, leaves
+from tests.graphs.orders import at_random
+
+STEPS = 30
+GROUPS = {2: [[0], [1]], 4: [[0, 1], [2, 3]]}
+"""Each on one worker."""
+
+
+@pytest.mark.parametrize("transport", ["auto", "rpc"])
+@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("name", MIXED)
+def test_a_run_repeats_to_the_byte(
+    name: str, replicas: int, transport: str, client: Client
+) -> None:
+    groups = GROUPS[replicas] if name in GROUPED else None
+    with dask.config.set({"flowml.transport": transport}):
+        run = MIXED[name]().run(steps=STEPS, replicas=replicas, groups=groups, record=True)
+    assert run.status == "done"
+    assert run.steps >= STEPS
+    again = run.replay()
+    assert leaves(again.tables) == leaves(run.tables)
+    assert events(again) == events(run)
+    np.testing.assert_array_equal(run.ledger["bytes"], again.ledger["bytes"])
+    assert run.ledger["event"][-1] + 1 == len(np.unique(run.ledger["event"]))
+
+
+@pytest.mark.parametrize("transport", ["auto", "rpc"])
+@pytest.mark.parametrize("name", IN_STEP)
+def test_graphs_in_step_have_the_bytes_of_the_serial_executor(
+    name: str, transport: str, client: Client
+) -> None:
+    with dask.config.set({"flowml.transport": transport}):
+        found = MIXED[name]().run(steps=STEPS, replicas=4)
+    truth = MIXED[name]().run(steps=STEPS, replicas=4, executor="serial")
+    assert leaves(found.tables) == leaves(truth.tables)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("name", sorted(set(MIXED) - set(GROUPED)))
+def test_any_order_replays(name: str, seed: int) -> None:
+    """`at_random` compares with a replay of its own record."""
+    ran = at_random(MIXED[name](), seed, steps=20)
+    assert {kind for kind, *_ in ran.events} >= {"read", "deliver", "leave"}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_one_replica_alone_is_the_serial_executor(name: str, client: Client) -> None:
+    serial, resident = (
+        MIXED[name]().run(steps=STEPS, replicas=1, executor=executor, snapshots=(1, 7))
+        for executor in ("serial", "resident")
+    )
+    assert leaves(serial.tables) == leaves(resident.tables)
+    for step in (1, 7):
+        assert leaves(serial.outcome.snapshots[step]) == leaves(resident.outcome.snapshots[step])
