@@ -7,10 +7,12 @@ import threading
 from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flowml.aftermath import told
 from flowml.cluster_run import probe_here
 from flowml.errors import FlowmlError, PlanError
 from flowml.graph import LogicalGraph
@@ -49,8 +51,9 @@ class Run:
     error : FlowmlError or None
     """
 
-    def __init__(self, graph: LogicalGraph, execute: Execute) -> None:
+    def __init__(self, graph: LogicalGraph, execute: Execute, failures: Path | None = None) -> None:
         self.graph = graph
+        self._failures = failures
         self.status = "running"
         self.error: BaseException | None = None
         self._outcome: Outcome | None = None
@@ -77,6 +80,8 @@ class Run:
         except BaseException as error:  # whatever it is, the waiting thread raises it
             self.status, self.error = "failed", error
         finally:
+            if self.error is not None:
+                self.error = told(self.error, self.graph, self._outcome, self._failures)
             self._finished.set()
 
     def wait(self, timeout: float | None = None) -> Run:

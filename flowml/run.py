@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import networkx as nx
@@ -33,6 +34,7 @@ from flowml.plan import Plan
 from flowml.progress import ProgressLine
 from flowml.runtime.attach import attached, leave_pool
 from flowml.runtime.equivalence import largest_difference
+from flowml.runtime.failed_call import FailedCall
 from flowml.runtime.feeding import expected_steps
 from flowml.runtime.interleaved import run_interleaved
 from flowml.runtime.loose_plan import is_loose
@@ -138,6 +140,7 @@ class Graph:
         dry_run: bool = False,
         snapshots: Sequence[int] = (),
         record: bool = False,
+        failures: str | Path | None = None,
         **later: Any,
     ) -> Run:
         """Start a run in the background.
@@ -171,6 +174,8 @@ class Graph:
             Keep the tables after these numbers of steps in ``run.outcome.snapshots``.
         record : bool
             Keep the order of reads and deliveries under stale and async edges, for ``run.replay``.
+        failures : path, optional
+            Folder for the input of an operator that fails; see :meth:`failed_call`.
 
         Raises
         ------
@@ -194,10 +199,11 @@ class Graph:
         order = replace(order, on_event=_both(line, on_event))
         threads = positive("blas_threads", blas_threads) or configuration.read("blas-threads")
         asked = Asked(self.logical, replicas, groups, threads, name, cluster, order)
+        folder = None if failures is None else Path(failures)
         if dry_run:
             plan = _local_plan(asked)
-            return Run(self.logical, lambda stop: _dry(plan, order))
-        return Run(self.logical, _told(line, order, self._execution(asked)))
+            return Run(self.logical, lambda stop: _dry(plan, order), folder)
+        return Run(self.logical, _told(line, order, self._execution(asked)), folder)
 
     def _execution(self, asked: Asked) -> Execute:
         """Return what runs it, after what can be refused at once."""
@@ -327,6 +333,32 @@ class Graph:
         several = compile_graph(self.logical, replicas, groups)
         one = compile_graph(self.logical, 1, 1)
         return largest_difference(several, one, seed_of(seed), tolerance)
+
+    def failed_call(self, path: str | Path) -> FailedCall:
+        """Read the call of an operator that failed, from the folder ``failures=`` of its run.
+
+        Returns
+        -------
+        FailedCall
+            Its ``again()`` calls the operator's function once more, on the same input.
+
+        Raises
+        ------
+        DataError
+            If the file was not written by a run.
+        PlanError
+            If the graph has no such operator.
+        """
+        call = FailedCall.load(path)
+        known = {o.name: o for o in self.logical.operators}
+        if call.operator not in known:
+            raise PlanError(
+                str(path),
+                f"must be a call of one of {', '.join(known)}",
+                call.operator,
+                "Was the graph changed since?",
+            )
+        return call.of(known[call.operator])
 
     def plan(self, replicas: int, groups: Groups = None) -> CompiledPlan:
         """Return the physical plan for a number of replicas; see :class:`CompiledPlan`."""

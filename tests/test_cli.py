@@ -193,6 +193,15 @@ def test_a_failing_operator_ends_with_one_line(flowml, tmp_path, body, code, wor
     assert len(found.stderr.splitlines()) == 1
 
 
+def test_the_input_of_a_failing_operator_is_written_where_asked(flowml, tmp_path):
+    file = graph_file(tmp_path, "raise KeyError('x')")
+    found = flowml("run", file, *SERIAL)
+    assert found.stderr.endswith(". --failures FOLDER keeps its input.\n")
+    found = flowml("run", file, *SERIAL, "--failures", "calls")
+    assert "graph.failed_call('calls/gradient-replica0-step0.npz').again()" in found.stderr
+    assert [p.name for p in (tmp_path / "calls").iterdir()] == ["gradient-replica0-step0.npz"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -391,6 +400,25 @@ def test_a_signal_ends_a_run_with_one_line(tmp_path, number, code, word):
         running.kill()  # one that goes on would take a core from all later tests
     assert running.returncode == code
     assert errors.startswith(f"flowml: {word} after step ")
+    assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("executor", ["resident", "tasks"])
+def test_an_operator_that_fails_on_a_worker_is_one_line(tmp_path, executor):
+    """Nothing of Dask's own in between: no key, no traceback of our inside."""
+    file = graph_file(
+        tmp_path, "if np.any(w < -0.35): raise KeyError('x')\n    return 1.0, w * 0 + 1"
+    )
+    words = ("run", file, "--executor", executor, "--replicas", "2", "--steps", "9")
+    running = started(*words, cwd=tmp_path)
+    try:
+        _, errors = running.communicate(timeout=DEADLINE)
+    finally:
+        running.kill()
+    assert running.returncode == 5
+    assert errors.startswith("flowml: error: operator 'gradient' (mine.py:8) in replica ")
+    assert "step 4, on worker tcp://127.0.0.1:" in errors
+    assert "raised KeyError: 'x' at mine.py:4 in loss" in errors
     assert len(errors.splitlines()) == 1
 
 

@@ -12,13 +12,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
-    0: "errors types configuration mainguard",
+    0: "errors types configuration mainguard given",
     1: "freshness edges codecs rules clipping schedules reductions events",
     2: "actions graph plan layout",
     3: "handles arguments operators differentiate data models protocol drawing",
     4: "collect history runtime simulate",
     5: "compiler",
-    6: "execution options cluster_run compiled progress report testing",
+    6: "aftermath execution options cluster_run compiled progress report testing",
     7: "run driver compare",
     8: "cli demo doctor sklearn torch jax dashboard __init__ __main__",
 }
@@ -44,6 +44,7 @@ SIDEWAYS = {
     ("cli", "doctor"),
     ("simulate", "runtime"),  # what a simulated run computes is what a real one computes
     ("execution", "cluster_run"),  # a replay begins as a run does
+    ("execution", "aftermath"),  # and a run that failed says what its driver knows
     ("__main__", "cli"),  # python -m flowml
 }
 # Downward, and still not allowed: what runs a plan must not know where it came from.

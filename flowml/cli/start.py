@@ -31,6 +31,12 @@ from flowml.options import EXECUTORS
 @cluster_option
 @click.option("--executor", type=click.Choice(EXECUTORS), help="By default resident.")
 @click.option("--max-seconds", type=float, help="End the run after this time.")
+@click.option(
+    "--failures",
+    type=click.Path(file_okay=False),
+    metavar="FOLDER",
+    help="Where the input of an operator that fails is written.",
+)
 @click.option("--progress/--no-progress", default=None, help="By default on a terminal only.")
 @json_option
 @reported
@@ -55,6 +61,7 @@ def run_command(**given: Any) -> None:
         seed=given["seed"],
         max_seconds=given["max_seconds"],
         progress=given["progress"],
+        failures=given["failures"],
     )
     finish(run)
     found = outcome(built, run) | {"replicas": replicas, "executor": executor}

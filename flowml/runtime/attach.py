@@ -68,13 +68,20 @@ class Attached:
         )
 
 
-class QuietInterrupt(WorkerPlugin):
-    """Let Ctrl-C reach the driver only: workers of an embedded cluster share its terminal."""
+class SharedTerminal(WorkerPlugin):
+    """Leave the terminal to the driver: workers of an embedded cluster are in the same one."""
 
-    name = "flowml-quiet-interrupt"
+    name = "flowml-shared-terminal"
 
     def setup(self, worker: Any) -> None:
-        """Ignore SIGINT where this is the main thread of a process of its own."""
+        """Ignore Ctrl-C in a process of one's own, and do not log tasks that failed.
+
+        Notes
+        -----
+        The error of the run says what failed; Dask would add the key of its task and the traceback
+        of our inside, once a worker.
+        """
+        logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
         with suppress(ValueError):  # not the main thread: the cluster lives in the driver
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -111,7 +118,7 @@ def attached(cluster: Any, replicas: int | None) -> Iterator[Attached]:
         embedded_cluster(replicas or os.cpu_count() or 1) as local,
         Client(local, set_as_default=False) as client,
     ):
-        client.register_plugin(QuietInterrupt())
+        client.register_plugin(SharedTerminal())
         _prepare(client)
         yield Attached(client, True)
 

@@ -23,9 +23,10 @@ from flowml.runtime.calls import (
     all_finite,
     call,
     call_gradient,
+    call_map,
     check_finite_loss,
-    check_outputs,
     diverged,
+    gradient_inputs,
     is_true,
     mismatch,
     nonfinite,
@@ -121,8 +122,9 @@ def _map(state: SerialState, operator: PlanOperator, instance: int, spot: SpotOf
     examples = _examples(spot, values)
     if examples == 0:
         return (EMPTY,) * operator.outputs
-    result = call(spot, operator.action.function, *(v.content for v in values))
-    return tuple(Value(c, examples) for c in check_outputs(spot, result, operator.outputs))
+    contents = [v.content for v in values]
+    made = call_map(spot, operator.action.function, contents, operator.outputs)
+    return tuple(Value(c, examples) for c in made)
 
 
 def _gradient(state: SerialState, operator: PlanOperator, instance: int, spot: SpotOf) -> Made:
@@ -137,7 +139,7 @@ def _gradient(state: SerialState, operator: PlanOperator, instance: int, spot: S
     inputs = [v.content for v in values[action.tables :]]
     loss, gradients, beside = call_gradient(spot, action, params, inputs, layouts)
     if state.order.on_nonfinite == "stop":
-        check_finite_loss(spot, loss)
+        check_finite_loss(spot, loss, gradient_inputs(action, [*params, *inputs]))
     if operator.name == loss_operator(state.plan):
         state.loss[instance] = loss
     return tuple(Value(c, examples) for c in (*gradients, *beside))

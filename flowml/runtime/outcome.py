@@ -83,6 +83,8 @@ class Outcome:
     """What was asked, where a replay needs it."""
     record: Array | None = None
     """Reads and deliveries of a loose run, in their order (loose_rank.EVENT)."""
+    workers: tuple[str, ...] = ()
+    """Address of the worker of each rank; empty where the run was in the driver."""
 
 
 def evaluation_due(plan: Plan, step: int, steps_per_epoch: int, last: bool) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ class Resident:
         name = self.run.hex()
         addresses = tuple(w.address for w in self.workers)
         self.placement = Placement(name, addresses, name[:7] + "0")
-        self.outcome = Outcome(self.plan)
+        self.outcome = Outcome(self.plan, workers=addresses)
         self.oversight = Oversight(
             self.client,
             self.plan,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import io
 import sys
+from collections import ChainMap
 from collections.abc import Iterator
-from types import FunctionType, ModuleType
-from typing import Any
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, ClassVar
 
 import cloudpickle
 from cloudpickle import (
@@ -21,6 +23,9 @@ from flowml.actions import Evaluate, Gradient, Map, Until, Update
 from flowml.errors import FlowmlError, PlanError, raise_all
 from flowml.plan import Plan, PlanOperator
 from flowml.types import is_users
+
+NO_FILE = "<dynamic-code>"
+"""What cloudpickle writes for the file of a code object."""
 
 
 def check_ships(plan: Plan) -> None:
@@ -118,6 +123,24 @@ def _shown(value: Any) -> str:
     return type(value).__name__
 
 
+def _with_file(code: CodeType) -> tuple[Any, ...]:
+    """Return how cloudpickle makes a code object again, with the name of its file put back."""
+    make, parts, *rest = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    named = tuple(code.co_filename if part == NO_FILE else part for part in parts)
+    return make, named, *rest
+
+
+class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle's pickler, which leaves out the file of a function that it sends by value.
+
+    Without it the frames of an error have no file.
+    """
+
+    dispatch_table: ClassVar[Any] = ChainMap(
+        {CodeType: _with_file}, cloudpickle.Pickler.dispatch_table
+    )
+
+
 def ship(thing: Any, *owners: Any) -> bytes:
     """Pickle something with the user's functions by value.
 
@@ -137,7 +160,9 @@ def ship(thing: Any, *owners: Any) -> bytes:
     for module in fresh:
         register_pickle_by_value(module)
     try:
-        return bytes(cloudpickle.dumps(thing))
+        with io.BytesIO() as file:
+            ByValue(file).dump(thing)
+            return file.getvalue()
     finally:
         for module in fresh:
             unregister_pickle_by_value(module)

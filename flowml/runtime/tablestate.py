@@ -8,6 +8,7 @@ from typing import Any
 from flowml.actions import Update
 from flowml.data.share import random_seed
 from flowml.errors import GraphError
+from flowml.given import note_given
 from flowml.layout import Layout, freeze, layout_of
 from flowml.plan import Plan, PlanTable
 from flowml.rules import At, Rule
@@ -69,10 +70,19 @@ class RuleState:
             change = self.rule.step
             for p, u, state, o in zip(params, update, self.states, out, strict=True):
                 if p.size:
-                    change(p, u, state, at, o)
+                    try:
+                        change(p, u, state, at, o)
+                    except BaseException as error:
+                        note_given(error, (p, u, state, at, o))
+                        raise
         else:
             views = self.layout.leaf_views
-            self.rule.step(views(params), views(update), self.states, at, views(out))
+            given = views(params), views(update), self.states, at, views(out)
+            try:
+                self.rule.step(*given)
+            except BaseException as error:
+                note_given(error, given)
+                raise
         self.applied += 1
 
 

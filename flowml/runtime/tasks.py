@@ -135,7 +135,7 @@ class TaskRun:
         self.lookout = Lookout(self.client, self.plan, self.order, distinct)
         self.cluster = TaskCluster(self.client, self.lookout, f"flowml-{self.suffix}")
         self.placing = Placing(self.cluster, self.workers)
-        self.outcome = Outcome(self.plan)
+        self.outcome = Outcome(self.plan, workers=self.workers)
         self.history = HistoryBuilder()
         self.good: dict[tuple[str, int], Key] = {}
         """Keys of the tables after the last committed step."""
