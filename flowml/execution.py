@@ -20,6 +20,7 @@ from flowml.history import History
 from flowml.runtime.interleaved import replay
 from flowml.runtime.loose_rank import KINDS
 from flowml.runtime.outcome import Order, Outcome
+from flowml.timeline import Timeline
 from flowml.types import Array, Pytree
 
 Execute = Callable[[Callable[[], bool]], Outcome]
@@ -42,6 +43,7 @@ class Run:
         Name to pytree; to a list by rank (or group) for tables that are not global. The last
         committed step, also of a run that failed.
     history : History
+    timeline : Timeline
     metrics : list of dict
         One a evaluation: ``step``, ``name`` and the metrics.
     steps : int
@@ -147,6 +149,11 @@ class Run:
     def history(self) -> History:
         """What each replica did in each step."""
         return History(self.outcome.history)
+
+    @property
+    def timeline(self) -> Timeline:
+        """When each replica computed and waited; its ``to_chrome(path)`` writes a trace."""
+        return Timeline(self.outcome)
 
     @property
     def ledger(self) -> History:

@@ -24,6 +24,8 @@ class History(Mapping[str, Array]):
         Wall time of the step, and the part of it spent waiting for other replicas.
     staleness : ndarray of int
         Steps by which the parameters read were old; 0 under sync.
+    began : ndarray of float64
+        When the step began, in seconds since the first step of the run.
     """
 
     def __init__(self, columns: Mapping[str, Array]) -> None:

@@ -203,7 +203,8 @@ class Graph:
         if dry_run:
             plan = _local_plan(asked)
             return Run(self.logical, lambda stop: _dry(plan, order), folder)
-        return Run(self.logical, _told(line, order, self._execution(asked)), folder)
+        execute = _named(name, order, self._execution(asked))
+        return Run(self.logical, _told(line, order, execute), folder)
 
     def _execution(self, asked: Asked) -> Execute:
         """Return what runs it, after what can be refused at once."""
@@ -281,7 +282,8 @@ class Graph:
         )
         self._check_length(order)
         made = compute or Compute(), network or Network(), faults or Faults()
-        return Run(self.logical, self._simulation(asked, *made)).wait()
+        execute = _named("simulated", order, self._simulation(asked, *made))
+        return Run(self.logical, execute).wait()
 
     def _check_length(self, order: Order) -> None:
         if order.steps is None and order.epochs is None:
@@ -406,6 +408,17 @@ def _both(
         listener(event)
 
     return tell
+
+
+def _named(executor: str, order: Order, execute: Execute) -> Execute:
+    """Let the outcome say what was asked for."""
+
+    def run(stop: Callable[[], bool]) -> Outcome:
+        outcome = execute(stop)
+        outcome.executor, outcome.order = executor, order
+        return outcome
+
+    return run
 
 
 def _told(line: ProgressLine, order: Order, execute: Execute) -> Execute:

@@ -16,7 +16,7 @@ LAYERS = {
     1: "freshness edges codecs rules clipping schedules reductions events",
     2: "actions graph plan layout",
     3: "handles arguments operators differentiate data models protocol drawing",
-    4: "collect history runtime simulate",
+    4: "collect history runtime simulate timeline",
     5: "compiler",
     6: "aftermath execution options cluster_run compiled progress report testing",
     7: "run driver compare",
@@ -42,6 +42,8 @@ SIDEWAYS = {
     ("operators", "differentiate"),  # fl.gradient takes plain functions
     ("cli", "demo"),  # a command a file, its subject beside
     ("cli", "doctor"),
+    ("timeline", "runtime"),  # a timeline is made of what a run leaves
+    ("timeline", "history"),
     ("simulate", "runtime"),  # what a simulated run computes is what a real one computes
     ("execution", "cluster_run"),  # a replay begins as a run does
     ("execution", "aftermath"),  # and a run that failed says what its driver knows

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 from flowml.actions import Aggregate, Assign, Gradient, Here, Load, Map, Until, Update
@@ -41,6 +42,7 @@ from flowml.runtime.outcome import (
     Order,
 )
 from flowml.runtime.place import Place
+from flowml.runtime.spans import TimedSteps, as_spans
 from flowml.runtime.tablestate import TableInstance
 from flowml.runtime.values import EMPTY, Kept, Value, agreed_examples
 from flowml.types import Array
@@ -67,6 +69,21 @@ class SerialState:
     """What was made in this step."""
     loss: dict[int, float] = field(default_factory=dict)
     ended: bool = False
+    times: TimedSteps = field(default_factory=TimedSteps)
+    timing: bool = False
+    """Whether the operators of this step are timed."""
+
+    def note_time(self, operator: PlanOperator, instance: int, step: int, began: float) -> None:
+        """Note that an operator has run since ``began``, on the clock ``perf_counter``."""
+        replica = self.plan.ranks_of(operator.scope, instance)[0]
+        number = self.plan.steps.index(operator)
+        self.times.spans.append((replica, step, number, began, perf_counter() - began))
+
+    def spans(self, origin: float) -> Array:
+        """Return the times that were noted, from ``origin`` on."""
+        found = as_spans(self.times.spans)
+        found["began"] -= origin
+        return found
 
 
 def _inputs(state: SerialState, operator: PlanOperator, instance: int) -> list[Value]:

@@ -12,6 +12,7 @@ from flowml.plan import Firing, Plan, PlanOperator
 from flowml.runtime.domain import Domain, DomainMemory, Layouts
 from flowml.runtime.outcome import Order
 from flowml.runtime.ranktable import RankTable
+from flowml.runtime.spans import TimedSteps
 from flowml.runtime.tablestate import RuleState, initial, whole
 from flowml.runtime.values import EMPTY, Kept, Value
 from flowml.types import Array, Pytree
@@ -44,6 +45,7 @@ class Rank:
     committed: int = 0
     """Steps that are done for good."""
     loss: float = float("nan")
+    times: TimedSteps = field(default_factory=TimedSteps)
 
     def __post_init__(self) -> None:
         """Lay out the registers."""
