@@ -53,9 +53,11 @@ class Run:
     error : FlowmlError or None
     """
 
-    def __init__(self, graph: LogicalGraph, execute: Execute, failures: Path | None = None) -> None:
+    def __init__(
+        self, graph: LogicalGraph, execute: Execute, failures: str | Path | None = None
+    ) -> None:
         self.graph = graph
-        self._failures = failures
+        self._failures = None if failures is None else Path(failures)
         self.status = "running"
         self.error: BaseException | None = None
         self._outcome: Outcome | None = None

@@ -45,6 +45,10 @@ from flowml.runtime.shipping import check_ships
 from flowml.simulate.models import Compute, Faults, Network
 from flowml.simulate.virtual import run_virtual
 
+MadeUp = tuple[Compute, Network, Faults]
+MADE_UP: MadeUp = (Compute(), Network(), Faults())
+"""The cluster of a simulation where nobody describes another one."""
+
 
 class Graph:
     """A graph, closed by its writes, evaluations and ends.
@@ -166,16 +170,13 @@ class Graph:
             Gets each event of the run; see ``flowml.events``.
         deadline, blas_threads : str or float, int
             Longest silence of a replica that others wait for; threads of each (they change bits).
-        progress : bool, optional
-            Show the progress line; None: on a terminal only.
-        dry_run : bool
-            Check shapes, dtypes, pickling and one step; train nothing.
+        progress, dry_run : bool, optional
+            Show the progress line (None: on a terminal only); check types and one step, no more.
         snapshots : sequence of int
             Keep the tables after these numbers of steps in ``run.outcome.snapshots``.
-        record : bool
-            Keep the order of reads and deliveries under stale and async edges, for ``run.replay``.
-        failures : path, optional
-            Folder for the input of an operator that fails; see :meth:`failed_call`.
+        record, failures : bool, path
+            Keep the order of loose reads and deliveries, for ``run.replay``; folder for the input
+            of an operator that fails, for :meth:`failed_call`.
 
         Raises
         ------
@@ -199,21 +200,30 @@ class Graph:
         order = replace(order, on_event=_both(line, on_event))
         threads = positive("blas_threads", blas_threads) or configuration.read("blas-threads")
         asked = Asked(self.logical, replicas, groups, threads, name, cluster, order)
-        folder = None if failures is None else Path(failures)
         if dry_run:
             plan = _local_plan(asked)
-            return Run(self.logical, lambda stop: _dry(plan, order), folder)
-        execute = _named(name, order, self._execution(asked))
-        return Run(self.logical, _told(line, order, execute), folder)
+            return Run(self.logical, lambda stop: _dry(plan, order), failures)
+        return Run(self.logical, _told(line, order, self._execution(asked)), failures)
 
-    def _execution(self, asked: Asked) -> Execute:
+    def _execution(self, asked: Asked, made_up: MadeUp = MADE_UP) -> Execute:
+        """Return what runs it, and notes what was asked."""
+        execute = self._executor(asked, made_up)
+
+        def run(stop: Callable[[], bool]) -> Outcome:
+            outcome = execute(stop)
+            outcome.executor, outcome.order = asked.executor, asked.order
+            return outcome
+
+        return run
+
+    def _executor(self, asked: Asked, made_up: MadeUp) -> Execute:
         """Return what runs it, after what can be refused at once."""
         self._check_length(asked.order)
         if asked.executor == "serial":
             plan = _local_plan(asked)
             return lambda stop: _serial(plan, asked.order, stop)
         if asked.executor == "simulated":
-            return self._simulation(asked, Compute(), Network(), Faults())
+            return self._simulation(asked, *made_up)
         # Tell what is wrong before a cluster is looked for.
         early = _local_plan(asked if asked.replicas else replace(asked, groups=None))
         if asked.executor == "tasks" and is_loose(early):
@@ -280,10 +290,8 @@ class Graph:
         asked = Asked(
             self.logical, positive("replicas", replicas), None, 1, "simulated", None, order
         )
-        self._check_length(order)
         made = compute or Compute(), network or Network(), faults or Faults()
-        execute = _named("simulated", order, self._simulation(asked, *made))
-        return Run(self.logical, execute).wait()
+        return Run(self.logical, self._execution(asked, made)).wait()
 
     def _check_length(self, order: Order) -> None:
         if order.steps is None and order.epochs is None:
@@ -408,17 +416,6 @@ def _both(
         listener(event)
 
     return tell
-
-
-def _named(executor: str, order: Order, execute: Execute) -> Execute:
-    """Let the outcome say what was asked for."""
-
-    def run(stop: Callable[[], bool]) -> Outcome:
-        outcome = execute(stop)
-        outcome.executor, outcome.order = executor, order
-        return outcome
-
-    return run
 
 
 def _told(line: ProgressLine, order: Order, execute: Execute) -> Execute:
