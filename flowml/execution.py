@@ -17,6 +17,7 @@ from flowml.cluster_run import probe_here
 from flowml.errors import FlowmlError, PlanError
 from flowml.graph import LogicalGraph
 from flowml.history import History
+from flowml.report import write_report
 from flowml.runtime.interleaved import replay
 from flowml.runtime.loose_rank import KINDS
 from flowml.runtime.outcome import Order, Outcome
@@ -174,6 +175,19 @@ class Run:
         record, _ = self._recorded()
         columns = {name: record[name] for name in record.dtype.names or ()}
         return History(columns | {"kind": np.array(KINDS)[record["kind"]]})
+
+    def report(self, path: str | Path) -> Path:
+        """Write a report as one HTML file that opens without a network.
+
+        It shows the graph with the time of its operators, losses and evaluations over steps and
+        time, the replicas with who held up whom, staleness, bytes, the plan and the versions.
+
+        Returns
+        -------
+        Path
+            Of the file.
+        """
+        return write_report(path, self.graph, self.outcome)
 
     def replay(self) -> Run:
         """Repeat a recorded run in this process: the same reads and deliveries, in their order.

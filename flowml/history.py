@@ -48,6 +48,17 @@ class History(Mapping[str, Array]):
         rows = len(next(iter(self._columns.values()), ()))
         return f"<History of {rows} rows: {', '.join(self._columns)}>"
 
+    def by_replica(self) -> dict[int, Array]:
+        """Return the numbers of the rows of each replica, in the order of its steps."""
+        replicas = self._columns["replica"]
+        order = np.argsort(replicas, kind="stable")
+        found, starts = np.unique(replicas[order], return_index=True)
+        return (
+            dict(zip(found.tolist(), np.split(order, starts[1:]), strict=True))
+            if len(found)
+            else {}
+        )
+
     def mean_loss(self) -> tuple[Array, Array]:
         """Return steps, and the mean of the replicas' losses in each (NaN left out)."""
         loss, step = self._columns["loss"], self._columns["step"]

@@ -18,7 +18,7 @@ LAYERS = {
     3: "handles arguments operators differentiate data models protocol drawing",
     4: "collect history runtime simulate timeline",
     5: "compiler",
-    6: "aftermath execution options cluster_run compiled progress report testing",
+    6: "aftermath execution moved options cluster_run compiled progress report testing",
     7: "run driver compare",
     8: "cli demo doctor sklearn torch jax dashboard __init__ __main__",
 }
@@ -46,6 +46,9 @@ SIDEWAYS = {
     ("timeline", "history"),
     ("simulate", "runtime"),  # what a simulated run computes is what a real one computes
     ("execution", "cluster_run"),  # a replay begins as a run does
+    ("execution", "report"),  # the run is its own report's subject
+    ("report", "compiled"),  # which shows the plan as it prints
+    ("report", "moved"),
     ("execution", "aftermath"),  # and a run that failed says what its driver knows
     ("__main__", "cli"),  # python -m flowml
 }

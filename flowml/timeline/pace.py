@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 
@@ -60,8 +61,7 @@ def paces(steps: History, workers: Sequence[str]) -> tuple[Pace, ...]:
     workers : sequence of str
         Address of each replica's worker; empty where the run was in the driver.
     """
-    replicas = np.unique(steps["replica"]).tolist()
-    rows = {replica: steps["replica"] == replica for replica in replicas}
+    rows = steps.by_replica()
     busy = {
         r: float(np.median(steps["seconds"][mine] - steps["wait_seconds"][mine]))
         for r, mine in rows.items()
@@ -70,7 +70,7 @@ def paces(steps: History, workers: Sequence[str]) -> tuple[Pace, ...]:
         Pace(
             replica,
             workers[replica] if workers else "",
-            int(mine.sum()),
+            len(mine),
             busy[replica],
             float(steps["wait_seconds"][mine].sum() / max(steps["seconds"][mine].sum(), 1e-12)),
             _ratio(busy, replica),
@@ -82,5 +82,5 @@ def paces(steps: History, workers: Sequence[str]) -> tuple[Pace, ...]:
 
 def _ratio(busy: Mapping[int, float], replica: int) -> float:
     others = [seconds for other, seconds in busy.items() if other != replica]
-    usual = float(np.median(others)) if others else 0.0
+    usual = median(others) if others else 0.0
     return busy[replica] / usual if usual else 1.0

@@ -44,6 +44,7 @@ class Timeline:
         self.steps = History(outcome.history)
         self.operators = History(_named(outcome.plan, outcome.spans))
         self.workers = outcome.workers
+        self._by_replica = self.steps.by_replica()
         self._plan = outcome.plan
         self._metrics = outcome.metrics
         # In one loop each row is the step of all replicas.
@@ -69,8 +70,7 @@ class Timeline:
         """
         wanted = np.atleast_1d(np.asarray(steps, np.float64))
         latest = np.zeros(len(wanted))
-        for replica in np.unique(self.steps["replica"]):
-            mine = self.steps["replica"] == replica
+        for mine in self._by_replica.values():
             done = np.concatenate([[0.0], self.steps["step"][mine] + 1])
             ended = self.steps["began"][mine] + self.steps["seconds"][mine]
             latest = np.maximum(latest, np.interp(wanted, done, np.concatenate([[0.0], ended])))
@@ -128,8 +128,9 @@ class Timeline:
         trace.add_replicas(self._plan.replicas)
         trace.add_steps(self.steps)
         trace.add_operators(self.operators)
-        for metrics in self._metrics:
-            trace.add_mark(metrics["name"], float(self.finished(metrics["step"])[0]), metrics)
+        when = self.finished([metrics["step"] for metrics in self._metrics]).tolist()
+        for seconds, metrics in zip(when, self._metrics, strict=True):
+            trace.add_mark(metrics["name"], seconds, metrics)
         return trace.write(Path(path))
 
 
