@@ -49,6 +49,7 @@ SIDEWAYS = {
     ("execution", "report"),  # the run is its own report's subject
     ("report", "compiled"),  # which shows the plan as it prints
     ("report", "moved"),
+    ("report", "aftermath"),  # and the loosest promise of it
     ("execution", "aftermath"),  # and a run that failed says what its driver knows
     ("__main__", "cli"),  # python -m flowml
 }
