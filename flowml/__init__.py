@@ -6,6 +6,7 @@ from importlib.metadata import version as _version
 from flowml import codecs, data, models, schedules, simulate
 from flowml.clipping import by_leaf, clip_norm
 from flowml.collect import closest as _closest
+from flowml.compare import compare
 from flowml.differentiate import value_and_grad
 from flowml.errors import (
     CheckpointError,
@@ -65,6 +66,7 @@ __all__ = [
     "by_leaf",
     "clip_norm",
     "codecs",
+    "compare",
     "data",
     "evaluate",
     "gradient",

@@ -62,7 +62,9 @@ def edge_bytes(outcome: Outcome) -> tuple[EdgeBytes, ...]:
             carried = traffic.edge(reader, number, "", everyone)
             if not carried.crosses:
                 continue
-            whole = carried.read_bytes if port.table else carried.written_bytes
+            whole = carried.written_bytes
+            if port.table:
+                whole = _when_read(traffic, reader, number, carried.read_bytes)
             found.append(
                 EdgeBytes(
                     carried.edge,
@@ -104,6 +106,21 @@ def promise_words(promises: Promises) -> str:
     if not staleness:
         return "sync"
     return "async" if staleness == float("inf") else f"stale({int(staleness)})"
+
+
+def _when_read(
+    traffic: Traffic, reader: PlanOperator, number: int, nbytes: float | None
+) -> float | None:
+    """Return the bytes of an edge out of a table in the steps in which its reader fires.
+
+    Notes
+    -----
+    Such an edge is there in every step, also where its reader waits for a slower input.
+    """
+    port, firing = reader.inputs[number], traffic.firing
+    delivers = traffic.mean(lambda step: firing.delivers(port, step))
+    reads = traffic.mean(lambda step: firing.delivers(port, step) and firing.fires(reader, step))
+    return None if nbytes is None or not delivers else nbytes * reads / delivers
 
 
 def _with_codec(

@@ -298,7 +298,7 @@ def test_it_is_a_command_of_dask():
 
 
 def test_help_of_every_command(flowml):
-    assert sorted(main.commands) == ["demo", "doctor", "explain", "new", "run", "show"]
+    assert sorted(main.commands) == "compare demo doctor explain new run show".split()
     for name in main.commands:
         found = flowml(name, "--help")
         assert found.exit_code == 0

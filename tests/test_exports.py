@@ -29,6 +29,7 @@ EXPORTS = [
     "by_leaf",
     "clip_norm",
     "codecs",
+    "compare",
     "data",
     "evaluate",
     "gradient",

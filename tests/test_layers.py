@@ -16,7 +16,7 @@ LAYERS = {
     1: "freshness edges codecs rules clipping schedules reductions events",
     2: "actions graph plan layout",
     3: "handles arguments operators differentiate data models protocol drawing",
-    4: "collect history runtime simulate timeline",
+    4: "appraisal collect history runtime simulate timeline",
     5: "compiler",
     6: "aftermath execution moved options cluster_run compiled progress report testing",
     7: "run driver compare",
@@ -40,6 +40,7 @@ SIDEWAYS = {
     ("arguments", "handles"),
     ("arguments", "data"),  # fl.load takes bare arrays and Dask collections
     ("operators", "differentiate"),  # fl.gradient takes plain functions
+    ("compare", "run"),  # which it calls
     ("cli", "demo"),  # a command a file, its subject beside
     ("cli", "doctor"),
     ("timeline", "runtime"),  # a timeline is made of what a run leaves

@@ -24,6 +24,7 @@ body { margin: 0; color: var(--ink); background: #f5f7fa;
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif }
 main { max-width: 1240px; margin: 0 auto; padding: 24px }
 h1 { font-size: 26px; margin: 0 } h2 { font-size: 18px; margin: 0 0 10px }
+h3 { font-size: 15px; margin: 0 0 6px; color: var(--soft) }
 header p { margin: 4px 0 0; color: var(--soft) }
 nav { margin: 12px 0 0 } nav a { color: var(--accent); margin-right: 14px; text-decoration: none }
 section { background: #fff; border: 1px solid var(--line); border-radius: 10px;

@@ -50,7 +50,7 @@ def write_report(path: str | Path, graph: LogicalGraph, outcome: Outcome) -> Pat
         _staleness_section(outcome),
         _bytes_section(outcome),
         Section("Plan", f"<pre>{_escaped(_plan_words(outcome))}</pre>"),
-        _version_section(outcome),
+        version_section(outcome),
     ]
     subtitle = f"{graph.name}, {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
     page = render(f"Run of {graph.name}", subtitle, _head(outcome, timeline), sections)
@@ -194,22 +194,23 @@ def _plan_words(outcome: Outcome) -> str:
     return f"{words[:LARGEST_PLAN]}\n... ({len(words) - LARGEST_PLAN:,} characters more)"
 
 
-def _version_section(outcome: Outcome) -> Section:
-    order = outcome.order
+def version_section(outcome: Outcome | None = None) -> Section:
+    """Return what a page was made with, and the options of a run."""
     rows = [
         ("python", sys.version.split()[0]),
         *((name, version(name)) for name in PACKAGES),
         ("system", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"),
-        ("BLAS threads a replica", str(outcome.plan.blas_threads)),
     ]
-    if order is not None:
+    if outcome is not None:
+        rows.append(("BLAS threads a replica", str(outcome.plan.blas_threads)))
         names = ("steps", "epochs", "seed", "max_seconds", "on_nonfinite", "record")
-        given = ((name, getattr(order, name)) for name in names)
+        given = ((name, getattr(outcome.order, name, None)) for name in names)
         rows += [(name, str(value)) for name, value in given if value is not None]
     half = -(-len(rows) // 2)
     tables = (table(("what", "which"), part) for part in (rows[:half], rows[half:]))
     body = "".join(f"<div>{part}</div>" for part in tables)
-    return Section("Versions and options", f'<div class="side">{body}</div>')
+    title = "Versions" if outcome is None else "Versions and options"
+    return Section(title, f'<div class="side">{body}</div>')
 
 
 def _escaped(text: str) -> str:
