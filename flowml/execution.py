@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
@@ -17,6 +16,7 @@ from flowml.cluster_run import probe_here
 from flowml.errors import FlowmlError, PlanError
 from flowml.graph import LogicalGraph
 from flowml.history import History
+from flowml.interrupts import block_interrupts
 from flowml.report import write_report
 from flowml.runtime.interleaved import replay
 from flowml.runtime.loose_rank import KINDS
@@ -73,11 +73,7 @@ class Run:
         self._thread.start()
 
     def _body(self) -> None:
-        if hasattr(signal, "pthread_sigmask"):
-            # Ctrl-C is for the driver's main thread alone. Threads and processes started from
-            # here inherit the mask: an embedded cluster is in the same terminal, and would answer
-            # with a traceback a process, even while it starts.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        block_interrupts()
         try:
             self._outcome = self._execute(self._stop.is_set)
             self.status = self._outcome.status

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
-    0: "errors types configuration mainguard given",
+    0: "errors types configuration mainguard given interrupts",
     1: "freshness edges codecs rules clipping schedules reductions events",
     2: "actions graph plan layout",
     3: "handles arguments operators differentiate data models protocol drawing",
@@ -56,13 +56,16 @@ SIDEWAYS = {
 }
 # Downward, and still not allowed: what runs a plan must not know where it came from.
 FORBIDDEN = {("runtime", "graph"), ("simulate", "graph"), ("protocol", "graph")}
-# The only files that import inside a function, and which package: one that may not be installed.
+# The only files that import inside a function, and which package: one that may not be installed, or
+# that takes a second which a worker has no use for.
 ADAPTERS = {
     "flowml.cli.datasets": {"sklearn"},
     "flowml.data.csv_files": {"pandas"},
     "flowml.data.libsvm_files": {"sklearn"},
     "flowml.data.parquet_files": {"pyarrow"},
     "flowml.history": {"pandas"},
+    "flowml.report.figures": {"bokeh"},
+    "flowml.report.page": {"bokeh"},
 }
 
 FILES = {

@@ -9,11 +9,20 @@ from html import escape
 from typing import Any
 
 import numpy as np
-from bokeh.models import ColumnDataSource, HoverTool
 
 from flowml.compare.rows import NUMPY, Row, cells_of, header_of, named, verdict_of
 from flowml.compare.trial import Trial
-from flowml.report.figures import ACCENT, PALETTE, SOFT, WARN, Figure, axis_of, plain
+from flowml.report.figures import (
+    ACCENT,
+    PALETTE,
+    SOFT,
+    WARN,
+    Figure,
+    add_tips,
+    axis_of,
+    plain,
+    source_of,
+)
 from flowml.report.page import Section, render, table, verdict
 from flowml.report.writing import version_section
 
@@ -95,7 +104,7 @@ def _convergence(
 def _curve(drawn: Figure, trial: Trial, label: str, colours: Mapping[str, str], dash: str) -> None:
     curve, name = trial.curve, named(trial.name, trial.replicas)
     known = np.isfinite(curve.losses)
-    source = ColumnDataSource(
+    source = source_of(
         {
             "x": (curve.examples if label == "examples" else curve.seconds)[known],
             "loss": curve.losses[known],
@@ -106,7 +115,7 @@ def _curve(drawn: Figure, trial: Trial, label: str, colours: Mapping[str, str], 
     drawn.line("x", "loss", source=source, color=colour, line_dash=dash, width=2, legend_label=name)
     points = drawn.scatter("x", "loss", source=source, color=colour, size=5, legend_label=name)
     tips = [("", name), (label, "@x{0,0.[000]}"), ("loss", "@loss"), ("step", "@step{0,0}")]
-    drawn.add_tools(HoverTool(renderers=[points], tooltips=tips))
+    add_tips(drawn, points, tips)
 
 
 def _speed(rows: Sequence[Row], colours: Mapping[str, str]) -> Section:
@@ -156,7 +165,7 @@ def _generalisation(rows: Sequence[Row], score: str, colours: Mapping[str, str])
         "test": [test for _, _, test in known],
         "gap": [row.gap for row, _, _ in known],
     }
-    source = ColumnDataSource(columns)
+    source = source_of(columns)
     drawn.segment(
         x0="train", x1="test", y0="row", y1="row", source=source, color=SOFT, line_width=2
     )
@@ -165,7 +174,7 @@ def _generalisation(rows: Sequence[Row], score: str, colours: Mapping[str, str])
         "test", "row", source=source, color=WARN, size=9, marker="diamond", legend_label="test"
     )
     tips = [("", "@row"), ("training", "@train"), ("test", "@test"), ("gap", "@gap")]
-    drawn.add_tools(HoverTool(renderers=[points], tooltips=tips))
+    add_tips(drawn, points, tips)
     drawn.legend.orientation = "horizontal"
     drawn.add_layout(drawn.legend[0], "above")
     drawn.legend.border_line_color = None
@@ -178,7 +187,7 @@ def _generalisation(rows: Sequence[Row], score: str, colours: Mapping[str, str])
 
 def _bytes_figure(rows: Sequence[Row], colours: Mapping[str, str]) -> Figure:
     drawn = plain("bytes and time", "MiB between replicas", "seconds to the target")
-    source = ColumnDataSource(
+    source = source_of(
         {
             "x": [row.moved_bytes / 2**20 for row in rows],
             "y": [row.target_seconds for row in rows],
@@ -190,7 +199,7 @@ def _bytes_figure(rows: Sequence[Row], colours: Mapping[str, str]) -> Figure:
     drawn.text("x", "y", "row", source=source, text_font_size="11px", x_offset=8, y_offset=4)
     drawn.x_range.range_padding, drawn.y_range.range_padding = 0.4, 0.2
     tips = [("", "@row"), ("MiB", "@x{0.00}"), ("seconds", "@y{0.000}")]
-    drawn.add_tools(HoverTool(renderers=[points], tooltips=tips))
+    add_tips(drawn, points, tips)
     return drawn
 
 

@@ -1,4 +1,7 @@
-"""The figures of a report, as Bokeh models over columns of a run."""
+"""The figures of a report, as Bokeh models over columns of a run.
+
+Bokeh is imported where a figure is made: it takes a second, and every worker imports flowml.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from bokeh.models import ColumnDataSource, HoverTool
-from bokeh.palettes import Category10
-from bokeh.plotting import figure
 
 from flowml.types import Array
 
 HEIGHT = 300
 INK, SOFT, ACCENT, WARN = "#1b2a41", "#56657c", "#4472b8", "#b0306a"
 BUSY, WAITS = "#4472b8", "#f3cf96"
-PALETTE: Sequence[str] = Category10[10]
+PALETTE = (
+    "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd",
+    "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
+)  # fmt: skip
 SMOOTHED_OVER = 50
 """A loss is smoothed over this part of its points."""
 LOG_FROM = 5.0
@@ -27,6 +30,8 @@ Figure = Any
 
 def plain(title: str, x: str, y: str, **options: Any) -> Figure:
     """Return an empty figure in the look of the page."""
+    from bokeh.plotting import figure
+
     made: Figure = figure(
         title=title,
         height=HEIGHT,
@@ -44,6 +49,20 @@ def plain(title: str, x: str, y: str, **options: Any) -> Figure:
     made.axis.axis_label_text_font_style = "normal"
     made.axis.axis_label_text_color = made.axis.major_label_text_color = SOFT
     return made
+
+
+def source_of(columns: Mapping[str, Any]) -> Any:
+    """Return columns as a figure takes them."""
+    from bokeh.models import ColumnDataSource
+
+    return ColumnDataSource(dict(columns))
+
+
+def add_tips(drawn: Figure, shapes: Any, tips: Sequence[tuple[str, str]]) -> None:
+    """Show facts where the pointer is over shapes of a figure."""
+    from bokeh.models import HoverTool
+
+    drawn.add_tools(HoverTool(renderers=[shapes], tooltips=list(tips)))
 
 
 def axis_of(values: Array) -> str:
@@ -81,12 +100,10 @@ def loss_figure(
     evaluated : mapping of name to (x, loss)
     """
     drawn = plain(f"loss, by {label}", label, "loss", y_axis_type=axis_of(loss))
-    source = ColumnDataSource({"x": x, "loss": loss, "mean": smoothed(loss)})
+    source = source_of({"x": x, "loss": loss, "mean": smoothed(loss)})
     drawn.line("x", "loss", source=source, color=ACCENT, alpha=0.3, legend_label="of the batches")
     shown = drawn.line("x", "mean", source=source, color=ACCENT, width=2, legend_label="smoothed")
-    drawn.add_tools(
-        HoverTool(renderers=[shown], tooltips=[(label, "@x{0,0.[000]}"), ("loss", "@mean")])
-    )
+    add_tips(drawn, shown, [(label, "@x{0,0.[000]}"), ("loss", "@mean")])
     for number, (name, (at, found)) in enumerate(evaluated.items(), 1):
         colour = PALETTE[number % len(PALETTE)]
         drawn.line(at, found, color=colour, width=1.5, legend_label=name)
@@ -102,7 +119,7 @@ def metric_figure(name: str, x: Array, values: Array, label: str) -> Figure:
     drawn = plain(name, label, name.rpartition(" ")[2])
     drawn.line(x, values, color=PALETTE[2], width=1.5)
     points = drawn.scatter(x, values, color=PALETTE[2], size=6)
-    drawn.add_tools(HoverTool(renderers=[points], tooltips=[(label, "@x"), (name, "@y")]))
+    add_tips(drawn, points, [(label, "@x"), (name, "@y")])
     return drawn
 
 
@@ -112,7 +129,7 @@ def staleness_figure(staleness: Array, bound: float) -> Figure:
     drawn = plain("staleness of the reads", "steps late", "share of the steps")
     shares = counts / counts.sum()
     bars = drawn.vbar(x=values, top=shares, width=0.8, color=ACCENT, alpha=0.85)
-    drawn.add_tools(HoverTool(renderers=[bars], tooltips=[("late", "@x"), ("share", "@top{0.0%}")]))
+    add_tips(drawn, bars, [("late", "@x"), ("share", "@top{0.0%}")])
     drawn.y_range.start = 0
     if np.isfinite(bound):
         drawn.vspan(x=bound + 0.5, line_color=WARN, line_dash="dashed", line_width=2)
@@ -141,7 +158,7 @@ def waits_figure(rows: Sequence[str], edges: Array, waits: Array) -> Figure:
     drawn.height = height_of(rows)
     row, at = np.nonzero(np.isfinite(waits))
     share = waits[row, at]
-    source = ColumnDataSource(
+    source = source_of(
         {
             "replica": [rows[number] for number in row.tolist()],
             "left": edges[at],
@@ -154,7 +171,7 @@ def waits_figure(rows: Sequence[str], edges: Array, waits: Array) -> Figure:
         y="replica", left="left", right="right", height=0.8, color="colour", source=source
     )
     tips = [("", "@replica"), ("seconds", "@left{0.000} to @right{0.000}"), ("waits", "@share{0%}")]
-    drawn.add_tools(HoverTool(renderers=[strips], tooltips=tips))
+    add_tips(drawn, strips, tips)
     drawn.ygrid.visible = False
     return drawn
 
@@ -184,7 +201,7 @@ def steps_figure(rows: Sequence[str], steps: Mapping[str, Sequence[Any]]) -> Fig
             height=0.8,
             color=colour,
             line_color="#ffffff",
-            source=ColumnDataSource(columns),
+            source=source_of(columns),
             legend_label=what,
         )
         tips = [
@@ -192,7 +209,7 @@ def steps_figure(rows: Sequence[str], steps: Mapping[str, Sequence[Any]]) -> Fig
             ("step", "@step"),
             ("", "@what from @left{0.0000} to @right{0.0000}"),
         ]
-        drawn.add_tools(HoverTool(renderers=[bars], tooltips=tips))
+        add_tips(drawn, bars, tips)
     drawn.legend.orientation = "horizontal"
     drawn.add_layout(drawn.legend[0], "above")
     drawn.legend.border_line_color = None

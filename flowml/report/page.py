@@ -1,7 +1,7 @@
 """An HTML page in one file: sections of text, tables and Bokeh figures, and the script they need.
 
 The file holds all of BokehJS (1.3 MB), so that it opens from a disk with no network; it asks for
-nothing from anywhere.
+nothing from anywhere. Bokeh is imported where a page is made: see figures.py.
 """
 
 from __future__ import annotations
@@ -12,10 +12,6 @@ from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-from bokeh.embed import components
-from bokeh.models import Model
-from bokeh.resources import Resources
 
 STYLE = """
 :root { --ink: #1b2a41; --soft: #56657c; --line: #dde3ec; --accent: #4472b8; --warn: #b0306a }
@@ -55,7 +51,7 @@ class Section:
     title : str
     body : str
         HTML.
-    figures : mapping of str to Model
+    figures : mapping of str to figure
         Bokeh figures by name, drawn side by side under the body.
     note : str
         What to know to read it, as plain text.
@@ -63,7 +59,7 @@ class Section:
 
     title: str
     body: str = ""
-    figures: Mapping[str, Model] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
 
     @property
@@ -84,8 +80,7 @@ def render(title: str, subtitle: str, head: str, sections: Sequence[Section]) ->
     sections : sequence of Section
     """
     figures = {f"{s.anchor}/{name}": f for s in sections for name, f in s.figures.items()}
-    script, places = components(figures) if figures else ("", {})
-    library = Resources(mode="inline", components=["bokeh"]).render_js() if figures else ""
+    library, script, places = _embedded(figures) if figures else ("", "", {})
     links = "".join(f'<a href="#{s.anchor}">{escape(s.title)}</a>' for s in sections)
     parts = "".join(_section(section, places) for section in sections)
     return (
@@ -96,6 +91,15 @@ def render(title: str, subtitle: str, head: str, sections: Sequence[Section]) ->
         f"</header>{parts}<p class='note'>made by flowml {version('flowml')}</p></main>{script}"
         "</body></html>"
     )
+
+
+def _embedded(figures: Mapping[str, Any]) -> tuple[str, str, Mapping[str, Any]]:
+    """Return BokehJS, the script of some figures, and the place of each."""
+    from bokeh.embed import components
+    from bokeh.resources import Resources
+
+    script, places = components(dict(figures))
+    return Resources(mode="inline", components=["bokeh"]).render_js(), script, places
 
 
 def write(path: str | Path, page: str) -> Path:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from multiprocessing import resource_tracker
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -19,6 +20,7 @@ from distributed import Client, LocalCluster, get_client, secede
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from flowml.errors import PlanError, WorkerLostError
+from flowml.interrupts import interrupts_blocked
 from flowml.mainguard import refuse_inherited_start
 from flowml.runtime._dask import run_within
 from flowml.runtime.scheduler_plugin import FlowScheduler
@@ -180,7 +182,8 @@ def _connect(address: str) -> Client:
 @contextmanager
 def embedded_cluster(processes: int) -> Iterator[LocalCluster]:
     """Yield a cluster of single-threaded processes that listens on 127.0.0.1 only."""
-    with dask.config.set(EMBEDDED):
+    resource_tracker.ensure_running()  # whichever thread starts it has its signals unblocked
+    with dask.config.set(EMBEDDED), interrupts_blocked():
         cluster = LocalCluster(
             n_workers=processes,
             threads_per_worker=1,
@@ -190,6 +193,9 @@ def embedded_cluster(processes: int) -> Iterator[LocalCluster]:
             worker_dashboard_address="127.0.0.1:0",
             silence_logs=logging.ERROR,
         )
+    # Closed by us alone: when a program leaves in the middle of that, Dask's function for the exit
+    # would close it once more beside us, and fail.
+    cluster.shutdown_on_close = False
     with cluster:
         yield cluster
 

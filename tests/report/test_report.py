@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -242,6 +244,15 @@ def test_ten_thousand_steps_stay_below_five_megabytes(replicas: int, tmp_path: P
     assert page.text["Replicas"].count("driver") <= 24
     if replicas == 300:
         assert "24 of 300 replicas" in page.text["Replicas"]
+
+
+def test_bokeh_is_not_imported_before_there_is_a_page() -> None:
+    """Workers import flowml too, and it takes a second."""
+    asked = "import sys, flowml; print('bokeh' in sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, check=True
+    )
+    assert found.stdout == "False\n"
 
 
 def test_a_smoothed_loss_keeps_its_mean_and_its_length() -> None:
