@@ -89,6 +89,14 @@ def test_run_json_is_one_object(flowml):
     assert result["test_accuracy"] > 0.1
 
 
+def test_run_writes_a_report_and_a_trace_where_asked(flowml, tmp_path):
+    found = flowml("run", "ssgd", *SERIAL, "--report", "run.html", "--trace", "run.json")
+    assert found.stdout.splitlines()[-2:] == ["wrote run.html", "wrote run.json"]
+    assert "Run of ssgd" in (tmp_path / "run.html").read_text()
+    assert json.loads((tmp_path / "run.json").read_text())["traceEvents"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_total_batch_is_cut_among_replicas(flowml):
     words = ("run", "ssgd", "--executor", "serial", "--steps", "4", "--json", "--lr", "0.1")
     whole = flowml(*words, "--replicas", "1", "--total-batch", "64")

@@ -26,7 +26,7 @@ nav { margin: 12px 0 0 } nav a { color: var(--accent); margin-right: 14px; text-
 section { background: #fff; border: 1px solid var(--line); border-radius: 10px;
   padding: 18px 20px; margin: 18px 0 }
 .note { color: var(--soft); margin: 0 0 10px; max-width: 80ch }
-.facts { display: flex; flex-wrap: wrap; gap: 10px 34px; margin: 0 }
+.facts { display: flex; flex-wrap: wrap; gap: 10px 34px; margin: 14px 0 0 }
 .facts dt { color: var(--soft); font-size: 13px } .facts dd { margin: 0; font-size: 20px }
 .verdict { border-left: 4px solid var(--accent); padding: 8px 14px; margin: 14px 0 0;
   background: #eef3fb } .verdict.warn { border-color: var(--warn); background: #fbeef4 }
@@ -40,6 +40,10 @@ pre { overflow-x: auto; background: #f5f7fa; border-radius: 6px; padding: 12px; 
 .drawing svg { display: block; margin: 0 auto }
 @media print { body { background: #fff } section { break-inside: avoid } nav { display: none } }
 """
+
+
+NO_NUMBER = ("", "?", "-", "not reached", "diverged", "failed")
+"""What stands in a column of numbers where there is none."""
 
 
 @dataclass(frozen=True)
@@ -161,5 +165,5 @@ def table(
 
 
 def _is_number(cell: str) -> bool:
-    """Tell whether a cell begins as a number does, or is empty or unknown."""
-    return cell in ("", "?", "-") or cell.lstrip("+-").startswith(tuple("0123456789"))
+    """Tell whether a cell begins as a number does, or says why there is none."""
+    return cell in NO_NUMBER or cell.lstrip("+-").startswith(tuple("0123456789"))
