@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+import flowml as fl
 from flowml.errors import DataError, DivergedError, OperatorError
 from tests.faults.bed import (
     Bed,
     MadePartition,
     MadeSource,
+    Mishap,
     Trap,
     assert_serial,
     failure,
@@ -122,6 +124,23 @@ def test_an_update_that_is_not_finite(transport: str, pair: Bed) -> None:
     )
     assert error.run.steps == 5
     assert_serial(error.run, training(between=lambda grads, place: grads), 2)
+
+
+def test_a_rule_that_raises_keeps_what_it_was_given(pair: Bed) -> None:
+    def step(params: Any, update: Any, state: Any, at: Any, out: Any) -> None:
+        if at.step == 4:
+            raise Mishap(f"no step of {len(params)} numbers")
+        np.subtract(params, update, out=out)
+
+    rule = fl.Rule(lambda params: {"seen": np.zeros_like(params)}, step, name="mine")
+    error = failure(training(rule=rule).start(steps=40, replicas=2))
+    assert isinstance(error, OperatorError)
+    assert (error.operator, error.step, error.run.steps) == ("update", 4, 4)
+    params, update, state, at, out = error.call.inputs
+    assert len(params) == len(update) == len(state["seen"]) == len(out)
+    assert at.step == 4
+    with pytest.raises(Mishap, match=f"no step of {len(params)} numbers"):
+        error.call.again()
 
 
 def test_nothing_is_left_after_a_good_run(transport: str, pair: Bed) -> None:
