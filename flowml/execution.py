@@ -80,9 +80,10 @@ class Run:
             self.error = self._outcome.error
         except BaseException as error:  # whatever it is, the waiting thread raises it
             self.status, self.error = "failed", error
-        finally:
+        try:
             if self.error is not None:
                 self.error = told(self.error, self.graph, self._outcome, self._failures)
+        finally:
             self._finished.set()
 
     def wait(self, timeout: float | None = None) -> Run:
