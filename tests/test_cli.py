@@ -454,6 +454,23 @@ def test_a_missing_main_guard_is_one_line(tmp_path, last, message):
     assert (found.returncode, found.stderr) == (int(bool(message)), message)
 
 
+@pytest.mark.parametrize("last", ["graph.run(steps=2)", "fl.compare({'mine': graph}, steps=2)"])
+def test_a_script_without_the_guard_ends_with_one_line(tmp_path, last):
+    path = Path(graph_file(tmp_path, "return 1.0, w", "script.py"))
+    path.write_text(f"{path.read_text()}{last}\n")
+    line = len(path.read_text().splitlines())
+    found = subprocess.run(
+        [sys.executable, str(path)],
+        text=True,
+        capture_output=True,
+        timeout=DEADLINE,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert found.returncode == 1
+    assert found.stderr == f"{mainguard.MESSAGE.format(place=f'script.py:{line}')}\n"
+
+
 def test_the_guard_lets_pytest_start_clusters():
     assert mainguard.unguarded_line() is None
     mainguard.refuse_inherited_start()
