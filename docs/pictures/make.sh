@@ -20,5 +20,5 @@ picture() { # page, picture, width, height
 flowml show local_sgd --format svg --output "$here/local_sgd.svg"
 
 flowml compare ssgd ssp asgd local_sgd top_k_ssgd --replicas 1,2 --total-batch 128 --lr 0.2 \
-    --epochs 30 --report "$pages/compare.html"
+    --epochs 30 --repetitions 3 --report "$pages/compare.html"
 picture "$pages/compare.html" "$here/compare.png" 1280 1330
