@@ -7,6 +7,7 @@ from flowml import codecs, data, models, schedules, simulate
 from flowml import initial_rows as init
 from flowml.clipping import by_leaf, clip_norm
 from flowml.collect import closest as _closest
+from flowml.compare import compare
 from flowml.differentiate import value_and_grad
 from flowml.errors import (
     CheckpointError,
@@ -68,6 +69,7 @@ __all__ = [
     "by_leaf",
     "clip_norm",
     "codecs",
+    "compare",
     "data",
     "evaluate",
     "gradient",

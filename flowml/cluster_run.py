@@ -55,11 +55,6 @@ def run_on_cluster(asked: Asked, should_stop: Callable[[], bool]) -> Outcome:
             early, _first_batches(early, asked.order), asked.order.seed
         )
     with attached(asked.cluster, asked.replicas) as found, found.client.as_current():
-        local = found.client.cluster
-        if found.embedded and local is not None:
-            # Closed by us alone: when a program leaves in the middle of that, Dask's function for
-            # the exit would close it once more beside us, and fail.
-            local.shutdown_on_close = False
         workers = seat_workers(found, asked.replicas)
         plan = compile_graph(
             asked.graph,

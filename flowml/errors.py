@@ -96,6 +96,8 @@ class OperatorError(FlowmlError, RuntimeError):
         Address of the worker, or ``"driver"``.
     kind : str
         ``"raised"``, ``"returned"``, ``"exited"`` or ``"memory"``.
+    call : FailedCall or None
+        The call of the user's function, with what it was given: ``error.call.again()``.
     """
 
     operator: str
@@ -103,22 +105,55 @@ class OperatorError(FlowmlError, RuntimeError):
     step: int
     worker: str
     kind: str
+    call: Any = None
 
 
 class DivergedError(FlowmlError, ArithmeticError):
-    """A loss, an update or a table that is not finite; the table keeps its last finite value."""
+    """A loss, an update or a table that is not finite; the table keeps its last finite value.
+
+    Attributes
+    ----------
+    operator : str
+    replica : int
+    step : int
+    last_good_step : int
+        The last step that is in the tables; -1: none. Known once the run has ended.
+    staleness : int
+        Most steps that a read of the run was late.
+    call : FailedCall or None
+        As for :class:`OperatorError`, where a loss was not finite.
+    """
 
     operator: str
     replica: int
     step: int
+    last_good_step: int
+    staleness: int
+    call: Any = None
 
 
 class StalledError(FlowmlError, TimeoutError):
-    """A wait came to its deadline; ``edge``, ``waiting_for`` and ``since_seconds`` say which."""
+    """A wait came to its deadline.
+
+    Attributes
+    ----------
+    edge : str
+        The edge whose reader waits.
+    waiting_for : str
+        The replica or the worker that it waits for.
+    since_seconds : float
+        How long nothing has come.
+    clock : int
+        Steps that the replica had finished.
+    last_message : str
+        What it said last of where it is.
+    """
 
     edge: str
     waiting_for: str
     since_seconds: float
+    clock: int
+    last_message: str
 
 
 class WorkerLostError(FlowmlError, ConnectionError):

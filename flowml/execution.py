@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flowml.aftermath import told
 from flowml.cluster_run import probe_here
 from flowml.errors import FlowmlError, PlanError
 from flowml.graph import LogicalGraph
 from flowml.history import History
+from flowml.interrupts import block_interrupts
+from flowml.report import write_report
 from flowml.runtime.interleaved import replay
 from flowml.runtime.loose_rank import KINDS
 from flowml.runtime.outcome import Order, Outcome
+from flowml.timeline import Timeline
 from flowml.types import Array, Pytree
 
 Execute = Callable[[Callable[[], bool]], Outcome]
@@ -40,6 +44,7 @@ class Run:
         Name to pytree; to a list by rank (or group) for tables that are not global. The last
         committed step, also of a run that failed.
     history : History
+    timeline : Timeline
     metrics : list of dict
         One a evaluation: ``step``, ``name`` and the metrics.
     steps : int
@@ -49,8 +54,11 @@ class Run:
     error : FlowmlError or None
     """
 
-    def __init__(self, graph: LogicalGraph, execute: Execute) -> None:
+    def __init__(
+        self, graph: LogicalGraph, execute: Execute, failures: str | Path | None = None
+    ) -> None:
         self.graph = graph
+        self._failures = None if failures is None else Path(failures)
         self.status = "running"
         self.error: BaseException | None = None
         self._outcome: Outcome | None = None
@@ -65,17 +73,16 @@ class Run:
         self._thread.start()
 
     def _body(self) -> None:
-        if hasattr(signal, "pthread_sigmask"):
-            # Ctrl-C is for the driver's main thread alone. Threads and processes started from
-            # here inherit the mask: an embedded cluster is in the same terminal, and would answer
-            # with a traceback a process, even while it starts.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        block_interrupts()
         try:
             self._outcome = self._execute(self._stop.is_set)
             self.status = self._outcome.status
             self.error = self._outcome.error
         except BaseException as error:  # whatever it is, the waiting thread raises it
             self.status, self.error = "failed", error
+        try:
+            if self.error is not None:
+                self.error = told(self.error, self.graph, self._outcome, self._failures)
         finally:
             self._finished.set()
 
@@ -144,6 +151,11 @@ class Run:
         return History(self.outcome.history)
 
     @property
+    def timeline(self) -> Timeline:
+        """When each replica computed and waited; its ``to_chrome(path)`` writes a trace."""
+        return Timeline(self.outcome)
+
+    @property
     def ledger(self) -> History:
         """Reads and deliveries of a run with stale or async edges, in the order of the run.
 
@@ -160,6 +172,19 @@ class Run:
         record, _ = self._recorded()
         columns = {name: record[name] for name in record.dtype.names or ()}
         return History(columns | {"kind": np.array(KINDS)[record["kind"]]})
+
+    def report(self, path: str | Path) -> Path:
+        """Write a report as one HTML file that opens without a network.
+
+        It shows the graph with the time of its operators, losses and evaluations over steps and
+        time, the replicas with who held up whom, staleness, bytes, the plan and the versions.
+
+        Returns
+        -------
+        Path
+            Of the file.
+        """
+        return write_report(path, self.graph, self.outcome)
 
     def replay(self) -> Run:
         """Repeat a recorded run in this process: the same reads and deliveries, in their order.

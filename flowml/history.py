@@ -24,6 +24,8 @@ class History(Mapping[str, Array]):
         Wall time of the step, and the part of it spent waiting for other replicas.
     staleness : ndarray of int
         Steps by which the parameters read were old; 0 under sync.
+    began : ndarray of float64
+        When the step began, in seconds since the first step of the run.
     """
 
     def __init__(self, columns: Mapping[str, Array]) -> None:
@@ -45,6 +47,17 @@ class History(Mapping[str, Array]):
         """Show how much there is."""
         rows = len(next(iter(self._columns.values()), ()))
         return f"<History of {rows} rows: {', '.join(self._columns)}>"
+
+    def by_replica(self) -> dict[int, Array]:
+        """Return the numbers of the rows of each replica, in the order of its steps."""
+        replicas = self._columns["replica"]
+        order = np.argsort(replicas, kind="stable")
+        found, starts = np.unique(replicas[order], return_index=True)
+        return (
+            dict(zip(found.tolist(), np.split(order, starts[1:]), strict=True))
+            if len(found)
+            else {}
+        )
 
     def mean_loss(self) -> tuple[Array, Array]:
         """Return steps, and the mean of the replicas' losses in each (NaN left out)."""

@@ -24,6 +24,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from flowml.errors import GraphError
+from flowml.given import note_given
 from flowml.schedules import count
 from flowml.types import Array
 
@@ -359,7 +360,12 @@ def _combine(reduction: Reduction, tree: Tree, given: _Given, out: Array) -> flo
     if not ranks or reduction.combine is None:
         return 0.0
     weights = [given.weights[rank] for rank in ranks]
-    reduction.combine([given.leaf(rank, given.weights[rank]) for rank in ranks], weights, out)
+    parts = [given.leaf(rank, given.weights[rank]) for rank in ranks]
+    try:
+        reduction.combine(parts, weights, out)
+    except BaseException as error:
+        note_given(error, (parts, weights, out))
+        raise
     return sum(weights)
 
 

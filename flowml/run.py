@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import networkx as nx
@@ -33,6 +34,7 @@ from flowml.plan import Plan
 from flowml.progress import ProgressLine
 from flowml.runtime.attach import attached, leave_pool
 from flowml.runtime.equivalence import largest_difference
+from flowml.runtime.failed_call import FailedCall
 from flowml.runtime.feeding import expected_steps
 from flowml.runtime.interleaved import run_interleaved
 from flowml.runtime.loose_plan import is_loose
@@ -42,6 +44,10 @@ from flowml.runtime.serial import run_serial
 from flowml.runtime.shipping import check_ships
 from flowml.simulate.models import Compute, Faults, Network
 from flowml.simulate.virtual import run_virtual
+
+MadeUp = tuple[Compute, Network, Faults]
+MADE_UP: MadeUp = (Compute(), Network(), Faults())
+"""The cluster of a simulation where nobody describes another one."""
 
 
 class Graph:
@@ -138,6 +144,7 @@ class Graph:
         dry_run: bool = False,
         snapshots: Sequence[int] = (),
         record: bool = False,
+        failures: str | Path | None = None,
         **later: Any,
     ) -> Run:
         """Start a run in the background.
@@ -163,14 +170,13 @@ class Graph:
             Gets each event of the run; see ``flowml.events``.
         deadline, blas_threads : str or float, int
             Longest silence of a replica that others wait for; threads of each (they change bits).
-        progress : bool, optional
-            Show the progress line; None: on a terminal only.
-        dry_run : bool
-            Check shapes, dtypes, pickling and one step; train nothing.
+        progress, dry_run : bool, optional
+            Show the progress line (None: on a terminal only); check types and one step, no more.
         snapshots : sequence of int
             Keep the tables after these numbers of steps in ``run.outcome.snapshots``.
-        record : bool
-            Keep the order of reads and deliveries under stale and async edges, for ``run.replay``.
+        record, failures : bool, path
+            Keep the order of loose reads and deliveries, for ``run.replay``; folder for the input
+            of an operator that fails, for :meth:`failed_call`.
 
         Raises
         ------
@@ -196,17 +202,28 @@ class Graph:
         asked = Asked(self.logical, replicas, groups, threads, name, cluster, order)
         if dry_run:
             plan = _local_plan(asked)
-            return Run(self.logical, lambda stop: _dry(plan, order))
-        return Run(self.logical, _told(line, order, self._execution(asked)))
+            return Run(self.logical, lambda stop: _dry(plan, order), failures)
+        return Run(self.logical, _told(line, order, self._execution(asked)), failures)
 
-    def _execution(self, asked: Asked) -> Execute:
+    def _execution(self, asked: Asked, made_up: MadeUp = MADE_UP) -> Execute:
+        """Return what runs it, and notes what was asked."""
+        execute = self._executor(asked, made_up)
+
+        def run(stop: Callable[[], bool]) -> Outcome:
+            outcome = execute(stop)
+            outcome.executor, outcome.order = asked.executor, asked.order
+            return outcome
+
+        return run
+
+    def _executor(self, asked: Asked, made_up: MadeUp) -> Execute:
         """Return what runs it, after what can be refused at once."""
         self._check_length(asked.order)
         if asked.executor == "serial":
             plan = _local_plan(asked)
             return lambda stop: _serial(plan, asked.order, stop)
         if asked.executor == "simulated":
-            return self._simulation(asked, Compute(), Network(), Faults())
+            return self._simulation(asked, *made_up)
         # Tell what is wrong before a cluster is looked for.
         early = _local_plan(asked if asked.replicas else replace(asked, groups=None))
         if asked.executor == "tasks" and is_loose(early):
@@ -275,9 +292,8 @@ class Graph:
         asked = Asked(
             self.logical, positive("replicas", replicas), groups, 1, "simulated", None, order
         )
-        self._check_length(order)
         made = compute or Compute(), network or Network(), faults or Faults()
-        return Run(self.logical, self._simulation(asked, *made)).wait()
+        return Run(self.logical, self._execution(asked, made)).wait()
 
     def _check_length(self, order: Order) -> None:
         if order.steps is None and order.epochs is None:
@@ -329,6 +345,32 @@ class Graph:
         several = compile_graph(self.logical, replicas, groups)
         one = compile_graph(self.logical, 1, 1)
         return largest_difference(several, one, seed_of(seed), tolerance)
+
+    def failed_call(self, path: str | Path) -> FailedCall:
+        """Read the call of an operator that failed, from the folder ``failures=`` of its run.
+
+        Returns
+        -------
+        FailedCall
+            Its ``again()`` calls the operator's function once more, on the same input.
+
+        Raises
+        ------
+        DataError
+            If the file was not written by a run.
+        PlanError
+            If the graph has no such operator.
+        """
+        call = FailedCall.load(path)
+        known = {o.name: o for o in self.logical.operators}
+        if call.operator not in known:
+            raise PlanError(
+                str(path),
+                f"must be a call of one of {', '.join(known)}",
+                call.operator,
+                "Was the graph changed since?",
+            )
+        return call.of(known[call.operator])
 
     def plan(self, replicas: int, groups: Groups = None) -> CompiledPlan:
         """Return the physical plan for a number of replicas; see :class:`CompiledPlan`."""

@@ -89,6 +89,14 @@ def test_run_json_is_one_object(flowml):
     assert result["test_accuracy"] > 0.1
 
 
+def test_run_writes_a_report_and_a_trace_where_asked(flowml, tmp_path):
+    found = flowml("run", "ssgd", *SERIAL, "--report", "run.html", "--trace", "run.json")
+    assert found.stdout.splitlines()[-2:] == ["wrote run.html", "wrote run.json"]
+    assert "Run of ssgd" in (tmp_path / "run.html").read_text()
+    assert json.loads((tmp_path / "run.json").read_text())["traceEvents"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_total_batch_is_cut_among_replicas(flowml):
     words = ("run", "ssgd", "--executor", "serial", "--steps", "4", "--json", "--lr", "0.1")
     whole = flowml(*words, "--replicas", "1", "--total-batch", "64")
@@ -193,6 +201,15 @@ def test_a_failing_operator_ends_with_one_line(flowml, tmp_path, body, code, wor
     assert len(found.stderr.splitlines()) == 1
 
 
+def test_the_input_of_a_failing_operator_is_written_where_asked(flowml, tmp_path):
+    file = graph_file(tmp_path, "raise KeyError('x')")
+    found = flowml("run", file, *SERIAL)
+    assert found.stderr.endswith(". --failures FOLDER keeps its input.\n")
+    found = flowml("run", file, *SERIAL, "--failures", "calls")
+    assert "graph.failed_call('calls/gradient-replica0-step0.npz').again()" in found.stderr
+    assert [p.name for p in (tmp_path / "calls").iterdir()] == ["gradient-replica0-step0.npz"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -289,7 +306,7 @@ def test_it_is_a_command_of_dask():
 
 
 def test_help_of_every_command(flowml):
-    assert sorted(main.commands) == ["demo", "doctor", "explain", "new", "run", "show"]
+    assert sorted(main.commands) == "compare demo doctor explain new run show".split()
     for name in main.commands:
         found = flowml(name, "--help")
         assert found.exit_code == 0
@@ -394,6 +411,25 @@ def test_a_signal_ends_a_run_with_one_line(tmp_path, number, code, word):
     assert len(errors.splitlines()) == 1
 
 
+@pytest.mark.parametrize("executor", ["resident", "tasks"])
+def test_an_operator_that_fails_on_a_worker_is_one_line(tmp_path, executor):
+    """Nothing of Dask's own in between: no key, no traceback of our inside."""
+    file = graph_file(
+        tmp_path, "if np.any(w < -0.35): raise KeyError('x')\n    return 1.0, w * 0 + 1"
+    )
+    words = ("run", file, "--executor", executor, "--replicas", "2", "--steps", "9")
+    running = started(*words, cwd=tmp_path)
+    try:
+        _, errors = running.communicate(timeout=DEADLINE)
+    finally:
+        running.kill()
+    assert running.returncode == 5
+    assert errors.startswith("flowml: error: operator 'gradient' (mine.py:8) in replica ")
+    assert "step 4, on worker tcp://127.0.0.1:" in errors
+    assert "raised KeyError: 'x' at mine.py:4 in loss" in errors
+    assert len(errors.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("last", "message"),
     [
@@ -416,6 +452,23 @@ def test_a_missing_main_guard_is_one_line(tmp_path, last, message):
         [sys.executable, str(script)], text=True, capture_output=True, timeout=DEADLINE, check=False
     )
     assert (found.returncode, found.stderr) == (int(bool(message)), message)
+
+
+@pytest.mark.parametrize("last", ["graph.run(steps=2)", "fl.compare({'mine': graph}, steps=2)"])
+def test_a_script_without_the_guard_ends_with_one_line(tmp_path, last):
+    path = Path(graph_file(tmp_path, "return 1.0, w", "script.py"))
+    path.write_text(f"{path.read_text()}{last}\n")
+    line = len(path.read_text().splitlines())
+    found = subprocess.run(
+        [sys.executable, str(path)],
+        text=True,
+        capture_output=True,
+        timeout=DEADLINE,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert found.returncode == 1
+    assert found.stderr == f"{mainguard.MESSAGE.format(place=f'script.py:{line}')}\n"
 
 
 def test_the_guard_lets_pytest_start_clusters():

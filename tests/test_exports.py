@@ -30,6 +30,7 @@ EXPORTS = [
     "by_leaf",
     "clip_norm",
     "codecs",
+    "compare",
     "data",
     "evaluate",
     "gradient",

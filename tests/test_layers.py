@@ -12,13 +12,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
-    0: "errors types configuration mainguard",
+    0: "errors types configuration given interrupts mainguard",
     1: "freshness edges codecs rules clipping schedules reductions events keyed_rows initial_rows",
     2: "actions graph plan layout",
     3: "handles arguments operators differentiate data models protocol drawing",
-    4: "collect history runtime simulate",
+    4: "appraisal collect history runtime simulate timeline",
     5: "compiler",
-    6: "execution options cluster_run compiled progress report testing",
+    6: "aftermath execution moved options cluster_run compiled progress report testing",
     7: "run driver compare",
     8: "cli demo doctor sklearn torch jax dashboard __init__ __main__",
 }
@@ -40,21 +40,32 @@ SIDEWAYS = {
     ("arguments", "handles"),
     ("arguments", "data"),  # fl.load takes bare arrays and Dask collections
     ("operators", "differentiate"),  # fl.gradient takes plain functions
+    ("compare", "run"),  # which it calls
     ("cli", "demo"),  # a command a file, its subject beside
     ("cli", "doctor"),
+    ("timeline", "runtime"),  # a timeline is made of what a run leaves
+    ("timeline", "history"),
     ("simulate", "runtime"),  # what a simulated run computes is what a real one computes
     ("execution", "cluster_run"),  # a replay begins as a run does
+    ("execution", "report"),  # the run is its own report's subject
+    ("report", "compiled"),  # which shows the plan as it prints
+    ("report", "moved"),
+    ("report", "aftermath"),  # and the loosest promise of it
+    ("execution", "aftermath"),  # and a run that failed says what its driver knows
     ("__main__", "cli"),  # python -m flowml
 }
 # Downward, and still not allowed: what runs a plan must not know where it came from.
 FORBIDDEN = {("runtime", "graph"), ("simulate", "graph"), ("protocol", "graph")}
-# The only files that import inside a function, and which package: one that may not be installed.
+# The only files that import inside a function, and which package: one that may not be installed, or
+# that takes a second which a worker has no use for.
 ADAPTERS = {
     "flowml.cli.datasets": {"sklearn"},
     "flowml.data.csv_files": {"pandas"},
     "flowml.data.libsvm_files": {"sklearn"},
     "flowml.data.parquet_files": {"pyarrow"},
     "flowml.history": {"pandas"},
+    "flowml.report.figures": {"bokeh"},
+    "flowml.report.page": {"bokeh"},
 }
 
 FILES = {

@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 import click
 
+from flowml.cli.contrast import compare_command
 from flowml.cli.demonstrate import demo_command
 from flowml.cli.diagnose import doctor_command
 from flowml.cli.look import explain_command, show_command
@@ -30,6 +31,7 @@ for command in (
     run_command,
     show_command,
     explain_command,
+    compare_command,
     doctor_command,
     new_command,
 ):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar, cast
 
 import click
 
@@ -14,8 +14,15 @@ from flowml.compiler.place import Groups
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-GRAPH_OPTIONS = (
-    click.argument("target", metavar="FILE_OR_NAME"),
+Option: TypeAlias = Callable[[Any], Any]
+
+TARGET = click.argument("target", metavar="FILE_OR_NAME")
+TARGETS = click.argument("targets", metavar="FILE_OR_NAME...", nargs=-1, required=True)
+REPLICAS = click.option("--replicas", type=click.IntRange(1), help="Copies of the graph.")
+COUNTS = click.option(
+    "--replicas", default="1,2", show_default=True, help="Numbers of copies, such as 1,2,4."
+)
+BUILD_OPTIONS: tuple[Option, ...] = (
     click.option(
         "--data",
         "data_name",
@@ -59,16 +66,13 @@ GRAPH_OPTIONS = (
     ),
     click.option("--epochs", type=click.IntRange(1), help="Passes over the data (10)."),
     click.option("--steps", type=click.IntRange(1), help="Steps; whichever comes first."),
-    click.option("--replicas", type=click.IntRange(1), help="Copies of the graph."),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
 )
 
 
 def graph_options(command: Command) -> Command:
     """Add the options that say which graph to build."""
-    for option in reversed(GRAPH_OPTIONS):
-        command = option(command)
-    return command
+    return _with((TARGET, *BUILD_OPTIONS, REPLICAS), command)
 
 
 groups_option = click.option(
@@ -78,6 +82,34 @@ cluster_option = click.option(
     "--cluster", metavar="ADDRESS", help="A Dask scheduler, or its file; else processes here."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def several_graph_options(command: Command) -> Command:
+    """Add the options that say which graphs to build, each on several numbers of replicas."""
+    return _with((TARGETS, *BUILD_OPTIONS, COUNTS), command)
+
+
+def _with(options: Sequence[Option], command: Command) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def counts_of(text: str) -> tuple[int, ...]:
+    """Return the numbers in ``1,2,4``.
+
+    Raises
+    ------
+    click.UsageError
+        If they are none.
+    """
+    try:
+        found = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise click.UsageError(f"--replicas needs numbers such as 1,2,4, got {text!r}")
+    return found
 
 
 def options_of(given: dict[str, Any], replicas: int | None) -> Options:

@@ -70,13 +70,15 @@ class Built:
     steps: int | None
 
 
-def build(target: str, options: Options) -> Built:
+def build(target: str, options: Options, dataset: Dataset | None = None) -> Built:
     """Return the graph of a file or of a published algorithm.
 
     Parameters
     ----------
     target : str
         A Python file with ``build(...)`` or with a ``graph`` at its top level, or a name.
+    dataset : Dataset, optional
+        The data, where they were found before.
 
     Raises
     ------
@@ -92,7 +94,8 @@ def build(target: str, options: Options) -> Built:
         return Built(_graph_of(module), None, None, epochs, options.steps)
     named = inspect.signature(function).parameters
     _check_taken(target, options, named)
-    dataset = find_dataset(options.data_name, options.test, options.label, options.dtype)
+    if dataset is None:
+        dataset = find_dataset(options.data_name, options.test, options.label, options.dtype)
     model = make_model(options, dataset) if "model" in named else None
     batch = _batch(options)
     if batch is None and "batch_size" in named:
@@ -104,6 +107,12 @@ def build(target: str, options: Options) -> Built:
     if not isinstance(graph, Graph):
         raise GraphError(f"build in {target}", "must return a fl.Graph", type(graph).__name__)
     return Built(graph, dataset, model, epochs, options.steps)
+
+
+def parameters_of(target: str) -> tuple[str, ...]:
+    """Return what the build function of a file or a published algorithm takes."""
+    function = getattr(load_module(find_file(target)), "build", None)
+    return () if function is None else tuple(inspect.signature(function).parameters)
 
 
 def graph_names() -> list[str]:

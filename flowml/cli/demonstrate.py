@@ -6,9 +6,9 @@ from importlib.metadata import version
 
 import click
 
+from flowml.appraisal import score_name, score_over
 from flowml.cli.datasets import DIGITS, find_dataset
 from flowml.cli.endings import reported
-from flowml.cli.results import over, score_name
 from flowml.cli.start import finish
 from flowml.demo import demo_graph, demo_model
 from flowml.options import EXECUTORS
@@ -56,8 +56,8 @@ def demo_command(
     )
     where_tested = "test" if data.test is not None else "training"
     params = run.tables["w"]
-    score = over(data.test or data.train, lambda rows: model.score(params, *rows[:2]))
+    score = score_over(model, params, data.test or data.train)
     click.echo(
         f"{where_tested} {score_name(model)} {score:.3f}   ·   "
-        "next: flowml show ssgd, flowml explain ssgd, flowml new my_graph.py"
+        "next: flowml compare ssgd asgd, flowml show ssgd, flowml new my_graph.py"
     )

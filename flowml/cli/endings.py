@@ -25,6 +25,7 @@ from flowml.errors import (
     StalledError,
     WorkerLostError,
 )
+from flowml.runtime.failed_call import KEPT
 from flowml.types import PACKAGE
 
 WRONG_GRAPH, DIVERGED, CLUSTER_LOST, OPERATOR_FAILED = 1, 3, 4, 5
@@ -75,7 +76,7 @@ def message(error: BaseException) -> str:
             return f"{word} after step {run.steps}"
         return word
     if isinstance(error, FlowmlError):
-        return str(error)
+        return str(error).replace(KEPT, "--failures FOLDER keeps its input.")
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

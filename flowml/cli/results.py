@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import optree
 
+from flowml.appraisal import ACCURACY, R2, loss_over, score_name, score_over
 from flowml.cli.building import Built
-from flowml.data.blocks import evaluation_blocks
-from flowml.data.source import Source
 from flowml.errors import FlowmlError
 from flowml.execution import Run
 from flowml.layout import layout_of
-
-R2, ACCURACY = "R2", "accuracy"
 
 
 def outcome(built: Built, run: Run) -> dict[str, Any]:
@@ -38,10 +33,10 @@ def outcome(built: Built, run: Run) -> dict[str, Any]:
     params = trained(built.model, run)
     if params is not None and built.dataset is not None:
         model, data = built.model, built.dataset
-        found["training_loss"] = over(data.train, lambda rows: model.loss(params, rows))
+        found["training_loss"] = loss_over(model, params, data.train)
         if data.test is not None:
-            found["test_loss"] = over(data.test, lambda rows: model.loss(params, rows))
-            found[f"test_{score_name(model)}"] = _score(model, params, data.test)
+            found["test_loss"] = loss_over(model, params, data.test)
+            found[f"test_{score_name(model)}"] = score_over(model, params, data.test)
     else:
         found["last_loss"] = _last_loss(run)
     metrics = {m["name"]: {k: v for k, v in m.items() if k != "name"} for m in run.metrics}
@@ -58,30 +53,6 @@ def trained(model: Any, run: Run) -> Any:
         if whole and layout.mismatch(value) is None:
             return value
     return None
-
-
-def over(source: Source, measure: Callable[[Any], float]) -> float:
-    """Return the mean of a measure over a source, weighed by examples."""
-    total = weight = 0.0
-    for rows in evaluation_blocks(source):
-        total += rows.examples() * measure(rows.value())
-        weight += rows.examples()
-    return total / weight if weight else math.nan
-
-
-def score_name(model: Any) -> str:
-    """Return what the model's score is: a share of correct rows, or R^2."""
-    return R2 if type(model).__name__ == "Linear" else ACCURACY
-
-
-def _score(model: Any, params: Any, source: Source) -> float:
-    if score_name(model) == ACCURACY:
-        return over(source, lambda rows: model.score(params, *rows[:2]))
-    blocks = [rows.value() for rows in evaluation_blocks(source)]
-    truth = np.concatenate([rows[1] for rows in blocks]).astype(np.float64)
-    guess = np.concatenate([model.predict(params, rows[0]) for rows in blocks])
-    spread = float(np.sum((truth - truth.mean()) ** 2))
-    return 1.0 - float(np.sum((truth - guess) ** 2)) / spread if spread else math.nan
 
 
 def _last_loss(run: Run) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import click
@@ -31,6 +32,14 @@ from flowml.options import EXECUTORS
 @cluster_option
 @click.option("--executor", type=click.Choice(EXECUTORS), help="By default resident.")
 @click.option("--max-seconds", type=float, help="End the run after this time.")
+@click.option(
+    "--failures",
+    type=click.Path(file_okay=False),
+    metavar="FOLDER",
+    help="Where the input of an operator that fails is written.",
+)
+@click.option("--report", type=click.Path(dir_okay=False), help="An HTML file about the run.")
+@click.option("--trace", type=click.Path(dir_okay=False), help="A trace for Perfetto or Chrome.")
 @click.option("--progress/--no-progress", default=None, help="By default on a terminal only.")
 @json_option
 @reported
@@ -55,10 +64,20 @@ def run_command(**given: Any) -> None:
         seed=given["seed"],
         max_seconds=given["max_seconds"],
         progress=given["progress"],
+        failures=given["failures"],
     )
     finish(run)
+    paths = written(run, given["report"], given["trace"])
     found = outcome(built, run) | {"replicas": replicas, "executor": executor}
     click.echo(json.dumps(found) if given["as_json"] else shown(found))
+    for path in paths:
+        click.echo(f"wrote {path}", err=given["as_json"])
+
+
+def written(run: Run, report: str | None, trace: str | None) -> list[Path]:
+    """Write what was asked for of a run that has ended; return the files."""
+    paths = [] if report is None else [run.report(report)]
+    return paths if trace is None else [*paths, run.timeline.to_chrome(trace)]
 
 
 def seats(replicas: int | None, executor: str, cluster: str | None) -> int | None:

@@ -18,6 +18,17 @@ def rectangle(x: float, y: float, width: float, fill: str, stroke: str) -> str:
     )
 
 
+def bar(x: float, y: float, width: float, share: float, colour: str) -> str:
+    """Return a bar along the bottom of a box, as long as a share of it."""
+    room, bottom = width - 16, y + BOX_HEIGHT - 7
+    return (
+        f'<rect x="{x + 8:.1f}" y="{bottom:.1f}" width="{room:.1f}" height="3" rx="1.5" '
+        f'fill="{colour}" fill-opacity="0.18"/><rect class="share" x="{x + 8:.1f}" '
+        f'y="{bottom:.1f}" width="{room * min(share, 1.0):.1f}" height="3" rx="1.5" '
+        f'fill="{colour}"/>'
+    )
+
+
 def cylinder(x: float, y: float, width: float, fill: str, stroke: str) -> str:
     """Return the box of a table."""
     bottom, right, flat = y + BOX_HEIGHT - 5, x + width, f"{width / 2:.1f} 5"

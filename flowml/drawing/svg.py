@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from xml.sax.saxutils import escape, quoteattr
 
 from flowml.actions import GLOBAL, REPLICA
 from flowml.drawing.placing import Placing, placed
-from flowml.drawing.shapes import BOX_HEIGHT, Point, bent, cylinder, rectangle, rounded
+from flowml.drawing.shapes import BOX_HEIGHT, Point, bar, bent, cylinder, rectangle, rounded
 from flowml.drawing.words import Arrow, Picture, Promises, Vertex, picture, scope_order
 from flowml.graph import LogicalGraph
 
@@ -32,13 +33,19 @@ COLOURS = {
 }
 
 
-def as_svg(graph: LogicalGraph, promises: Promises | None = None) -> str:
+def as_svg(
+    graph: LogicalGraph,
+    promises: Promises | None = None,
+    shares: Mapping[str, float] | None = None,
+) -> str:
     """Return a graph as an SVG element, without a library for layout.
 
     Parameters
     ----------
     promises : mapping of (operator, number of the input) to Promise, optional
         The promises taken by unmarked edges, drawn as if they were marked.
+    shares : mapping of operator to float, optional
+        Part of the time that it takes, from 0 to 1: written into its box, and drawn as a bar.
 
     Returns
     -------
@@ -46,10 +53,10 @@ def as_svg(graph: LogicalGraph, promises: Promises | None = None) -> str:
         One ``<svg>`` that scales down to the width of the page. Each box and edge has a
         ``<title>``, which browsers show on hover: what it is, and file and line.
     """
-    drawn = picture(graph, promises)
+    drawn = with_shares(picture(graph, promises), shares or {})
     sheet = Sheet(drawn, placed(drawn, {v.name: _width(v) for v in drawn.vertices}))
     edges = [sheet.edge(number, arrow) for number, arrow in enumerate(drawn.arrows)]
-    boxes = [sheet.box(vertex) for vertex in drawn.vertices]
+    boxes = [sheet.box(vertex, (shares or {}).get(vertex.name)) for vertex in drawn.vertices]
     labels, legend = sheet.written_labels(), sheet.legend()
     width, height = sheet.width, sheet.height
     return (
@@ -60,6 +67,17 @@ def as_svg(graph: LogicalGraph, promises: Promises | None = None) -> str:
         f'<rect width="100%" height="100%" rx="8" fill="#ffffff"/>'
         f"{''.join(edges)}{''.join(boxes)}{''.join(labels)}{legend}</svg>"
     )
+
+
+def with_shares(picture: Picture, shares: Mapping[str, float]) -> Picture:
+    """Return a picture whose operators say which part of the time they take."""
+    vertices = tuple(
+        replace(v, detail=f"{shares[v.name]:.0%} · {v.detail}".strip(" ·"))
+        if v.name in shares
+        else v
+        for v in picture.vertices
+    )
+    return replace(picture, vertices=vertices)
 
 
 def _width(vertex: Vertex) -> float:
@@ -126,7 +144,7 @@ class Sheet:
     def _centre(self, name: str) -> float:
         return self.left + self.placing.centre[name]
 
-    def box(self, vertex: Vertex) -> str:
+    def box(self, vertex: Vertex, share: float | None = None) -> str:
         """Return a box with its two lines, behind it a second one where there are several."""
         fill, stroke = colours(vertex.scope)
         width, x = _width(vertex), self._centre(vertex.name)
@@ -140,6 +158,7 @@ class Sheet:
             f"<g class={quoteattr('table' if vertex.kind == 'table' else 'operator')}>"
             f"<title>{escape(vertex.hover)}</title>{behind}"
             f"{shape(left, top, width, fill, stroke)}"
+            f"{'' if share is None else bar(left, top, width, share, stroke)}"
             f'<text x="{x:.1f}" y="{middle - 3:.1f}" text-anchor="middle" font-size="13" '
             f'font-weight="600" fill="{INK}">{escape(name)}</text>'
             f'<text x="{x:.1f}" y="{middle + 13:.1f}" text-anchor="middle" font-size="11" '

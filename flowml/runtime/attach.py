@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from multiprocessing import resource_tracker
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -19,6 +20,7 @@ from distributed import Client, LocalCluster, get_client, secede
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from flowml.errors import PlanError, WorkerLostError
+from flowml.interrupts import interrupts_blocked
 from flowml.mainguard import refuse_inherited_start
 from flowml.runtime._dask import run_within
 from flowml.runtime.scheduler_plugin import FlowScheduler
@@ -68,13 +70,20 @@ class Attached:
         )
 
 
-class QuietInterrupt(WorkerPlugin):
-    """Let Ctrl-C reach the driver only: workers of an embedded cluster share its terminal."""
+class SharedTerminal(WorkerPlugin):
+    """Leave the terminal to the driver: workers of an embedded cluster are in the same one."""
 
-    name = "flowml-quiet-interrupt"
+    name = "flowml-shared-terminal"
 
     def setup(self, worker: Any) -> None:
-        """Ignore SIGINT where this is the main thread of a process of its own."""
+        """Ignore Ctrl-C in a process of one's own, and do not log tasks that failed.
+
+        Notes
+        -----
+        The error of the run says what failed; Dask would add the key of its task and the traceback
+        of our inside, once a worker.
+        """
+        logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
         with suppress(ValueError):  # not the main thread: the cluster lives in the driver
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -111,7 +120,7 @@ def attached(cluster: Any, replicas: int | None) -> Iterator[Attached]:
         embedded_cluster(replicas or os.cpu_count() or 1) as local,
         Client(local, set_as_default=False) as client,
     ):
-        client.register_plugin(QuietInterrupt())
+        client.register_plugin(SharedTerminal())
         _prepare(client)
         yield Attached(client, True)
 
@@ -173,7 +182,8 @@ def _connect(address: str) -> Client:
 @contextmanager
 def embedded_cluster(processes: int) -> Iterator[LocalCluster]:
     """Yield a cluster of single-threaded processes that listens on 127.0.0.1 only."""
-    with dask.config.set(EMBEDDED):
+    resource_tracker.ensure_running()  # whichever thread starts it has its signals unblocked
+    with dask.config.set(EMBEDDED), interrupts_blocked():
         cluster = LocalCluster(
             n_workers=processes,
             threads_per_worker=1,
@@ -183,6 +193,9 @@ def embedded_cluster(processes: int) -> Iterator[LocalCluster]:
             worker_dashboard_address="127.0.0.1:0",
             silence_logs=logging.ERROR,
         )
+    # Closed by us alone: when a program leaves in the middle of that, Dask's function for the exit
+    # would close it once more beside us, and fail.
+    cluster.shutdown_on_close = False
     with cluster:
         yield cluster
 

@@ -17,10 +17,10 @@ from flowml.layout import layout_of
 from flowml.plan import PlanOperator, loss_operator
 from flowml.runtime.calls import (
     Spot,
-    call,
     call_gradient,
+    call_map,
     check_finite_loss,
-    check_outputs,
+    gradient_inputs,
     is_true,
     raise_explained,
     returned,
@@ -178,8 +178,8 @@ def map_body(pattern: Pattern, operator: PlanOperator) -> Act:
         if examples == 0:
             put(step, [EMPTY] * outputs)
             return
-        result = call(spot, function, *[v.content for v in values])
-        put(step, [Value(c, examples) for c in check_outputs(spot, result, outputs)])
+        made = call_map(spot, function, [v.content for v in values], outputs)
+        put(step, [Value(c, examples) for c in made])
 
     return act
 
@@ -246,12 +246,13 @@ def _gradient_in_place(pattern: Pattern, operator: PlanOperator) -> Act:
         if examples == 0:
             registers[slot] = EMPTY
             return
+        given = [v[0] for v in values]
         try:
-            loss, _ = value_and_grad(*[v[0] for v in values], out=out)
+            loss, _ = value_and_grad(*given, out=out)
         except BaseException as error:
-            raise_explained(spot(), error)
+            raise_explained(spot(), error, given)
         if checks and not math.isfinite(loss):
-            check_finite_loss(spot, loss)
+            check_finite_loss(spot, loss, given)
         if records:
             rank.loss = loss
         registers[slot] = Value(made, examples)
@@ -284,7 +285,7 @@ def _gradient_returned(pattern: Pattern, operator: PlanOperator) -> Act:
             spot, action, contents[:count], contents[count:], known
         )
         if checks:
-            check_finite_loss(spot, loss)
+            check_finite_loss(spot, loss, gradient_inputs(action, contents))
         if records:
             rank.loss = loss
         put(step, [Value(c, examples) for c in (*gradients, *beside)])

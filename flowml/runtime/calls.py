@@ -16,8 +16,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from flowml.errors import DivergedError, FlowmlError, OperatorError
+from flowml.given import given_to
 from flowml.layout import Layout
 from flowml.plan import PlanOperator
+from flowml.runtime.failed_call import CALLED, keep_call
 from flowml.runtime.values import read_only
 from flowml.types import Array, Pytree, is_flowml, is_users
 
@@ -36,8 +38,8 @@ class Spot:
 
     @property
     def label(self) -> str:
-        """Operator, file and line, replica and step."""
-        return f"{self.operator.label} in replica {self.replica}, step {self.step}"
+        """Operator, file and line, replica and step; the driver adds the replica's worker."""
+        return f"{self.operator.label} in {place_words(self.replica, self.step)}"
 
     def fields(self) -> dict[str, Any]:
         """Return the structured facts of an error."""
@@ -47,6 +49,11 @@ class Spot:
             "step": self.step,
             "worker": self.worker,
         }
+
+
+def place_words(replica: int, step: int) -> str:
+    """Return the words for a place in a run."""
+    return f"replica {replica}, step {step}"
 
 
 class placed_errors:
@@ -72,8 +79,15 @@ class placed_errors:
             raise explained(self._spot(), error) from error
 
 
-def raise_explained(spot: Spot, error: BaseException) -> NoReturn:
+def raise_explained(
+    spot: Spot, error: BaseException, inputs: Sequence[Any] | None = None
+) -> NoReturn:
     """Raise the error that the user sees for what a call raised; for ``except`` in the step loop.
+
+    Parameters
+    ----------
+    inputs : sequence, optional
+        What the user's function was given: a copy stays with the error.
 
     Notes
     -----
@@ -81,7 +95,7 @@ def raise_explained(spot: Spot, error: BaseException) -> NoReturn:
     """
     if isinstance(error, KeyboardInterrupt):
         raise error
-    raise explained(spot, error) from error
+    raise explained(spot, error, inputs) from error
 
 
 def call(spot: Callable[[], Spot], function: Callable[..., Any], *inputs: Any) -> Any:
@@ -92,8 +106,10 @@ def call(spot: Callable[[], Spot], function: Callable[..., Any], *inputs: Any) -
     OperatorError
         If it raises anything, ``SystemExit`` included.
     """
-    with placed_errors(spot):
+    try:
         return function(*inputs)
+    except BaseException as error:
+        raise_explained(spot(), error, inputs)
 
 
 @contextmanager
@@ -127,8 +143,30 @@ def exited(where: str, code: object, fields: dict[str, Any]) -> OperatorError:
     )
 
 
-def explained(spot: Spot, error: BaseException) -> FlowmlError:
+def explained(spot: Spot, error: BaseException, inputs: Sequence[Any] | None = None) -> FlowmlError:
     """Return the error that the user sees for what a call raised."""
+    noted: Sequence[Any] | None = given_to(error)
+    if noted is None and spot.operator.kind in CALLED:
+        noted = inputs
+    return with_call(_explained(spot, error), spot, noted)
+
+
+def with_call(error: FlowmlError, spot: Spot, inputs: Sequence[Any] | None) -> FlowmlError:
+    """Return an error with a copy of what the user's function was given, and how to use it.
+
+    Notes
+    -----
+    An error that comes from another operator's call is left as it is.
+    """
+    fields = error.fields
+    if inputs is None or "call" in fields or fields.get("operator") != spot.operator.name:
+        return error
+    found, words = keep_call(spot.operator, spot.replica, spot.step, inputs)
+    fix = f"{error.fix} {words}".lstrip()
+    return type(error)(error.where, error.required, error.got, fix, **fields, call=found)
+
+
+def _explained(spot: Spot, error: BaseException) -> FlowmlError:
     if isinstance(error, FlowmlError):
         return placed(error, spot)
     if isinstance(error, SystemExit):
@@ -183,6 +221,23 @@ def returned(spot: Spot, required: str, got: str, fix: str = "") -> OperatorErro
     return OperatorError(spot.label, required, got, fix, kind="returned", **spot.fields())
 
 
+def call_map(
+    spot: Callable[[], Spot], function: Callable[..., Any], inputs: Sequence[Any], outputs: int
+) -> tuple[Any, ...]:
+    """Call the function of a map; return its outputs, read-only.
+
+    Raises
+    ------
+    OperatorError
+        If it raises anything, or returns None or a wrong number of values.
+    """
+    result = call(spot, function, *inputs)
+    try:
+        return check_outputs(spot, result, outputs)
+    except OperatorError as error:
+        raise with_call(error, spot(), inputs) from error.__cause__
+
+
 def check_outputs(spot: Callable[[], Spot], result: Any, outputs: int) -> tuple[Any, ...]:
     """Return the outputs of a map, read-only, refusing None and a wrong number of them."""
     if result is None:
@@ -214,9 +269,26 @@ def call_gradient(
     OperatorError
         If the loss is no number, or a gradient does not have the table's shapes and dtypes.
     """
-    first = tuple(params) if action.packed else params[0]
-    result = call(spot, action.model.value_and_grad, first, *inputs)
-    loss, gradients, beside = _unpack(spot, action, result)
+    given = gradient_inputs(action, [*params, *inputs])
+    result = call(spot, action.model.value_and_grad, *given)
+    try:
+        loss, gradients, beside = _unpack(spot, action, result)
+        _check_gradients(spot, gradients, layouts)
+    except OperatorError as error:
+        raise with_call(error, spot(), given) from error.__cause__
+    return loss, tuple(map(read_only, gradients)), tuple(map(read_only, beside))
+
+
+def gradient_inputs(action: Any, contents: Sequence[Any]) -> tuple[Any, ...]:
+    """Return what ``value_and_grad`` is given: several tables are one argument."""
+    if not action.packed:
+        return tuple(contents)
+    return (tuple(contents[: action.tables]), *contents[action.tables :])
+
+
+def _check_gradients(
+    spot: Callable[[], Spot], gradients: Sequence[Pytree], layouts: Sequence[Layout]
+) -> None:
     for number, (gradient, layout) in enumerate(zip(gradients, layouts, strict=True)):
         wrong = mismatch(layout, gradient)
         if wrong is not None:
@@ -227,7 +299,6 @@ def call_gradient(
                 wrong,
                 "Cast or reshape it in the loss.",
             )
-    return loss, tuple(map(read_only, gradients)), tuple(map(read_only, beside))
 
 
 def mismatch(layout: Layout, value: Pytree) -> str | None:
@@ -284,14 +355,19 @@ def number_of(spot: Callable[[], Spot], value: Any, required: str, fix: str = ""
 
 def is_true(spot: Callable[[], Spot], function: Callable[..., Any], value: Any) -> bool:
     """Return the answer of a user's yes-or-no function."""
-    with placed_errors(spot):
+    try:
         return bool(function(value))
+    except BaseException as error:
+        raise_explained(spot(), error, (value,))
 
 
-def check_finite_loss(spot: Callable[[], Spot], loss: float) -> None:
-    """Refuse a loss that is not finite."""
+def check_finite_loss(
+    spot: Callable[[], Spot], loss: float, inputs: Sequence[Any] | None = None
+) -> None:
+    """Refuse a loss that is not finite; ``inputs`` are what it was made of."""
     if not np.isfinite(loss):
-        raise diverged(spot(), "the loss must be finite", str(loss))
+        error = diverged(spot(), "the loss must be finite", str(loss))
+        raise with_call(error, spot(), inputs)
 
 
 def diverged(spot: Spot, what: str, got: str = "") -> DivergedError:

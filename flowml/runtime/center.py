@@ -25,7 +25,7 @@ from flowml.runtime.calls import (
     Spot,
     all_finite,
     call,
-    check_outputs,
+    call_map,
     diverged,
     is_true,
     nonfinite,
@@ -360,5 +360,6 @@ def _mapped(operator: PlanOperator, values: list[Value], spot: Callable[[], Spot
         raise returned(spot(), str(error), "") from error
     if examples == 0:
         return [EMPTY] * operator.outputs
-    result = call(spot, operator.action.function, *[v.content for v in values])
-    return [Value(c, examples) for c in check_outputs(spot, result, operator.outputs)]
+    contents = [v.content for v in values]
+    made = call_map(spot, operator.action.function, contents, operator.outputs)
+    return [Value(c, examples) for c in made]

@@ -45,6 +45,7 @@ from flowml.runtime.program import Programs, WindowRecord, run_window
 from flowml.runtime.rank import Rank, fill_shared, rank_tables, start_rules
 from flowml.runtime.runspec import RunSpec
 from flowml.runtime.segment import Segment
+from flowml.runtime.spans import Span
 from flowml.runtime.watch import WAITING, Watch
 from flowml.types import Array, Pytree
 
@@ -79,6 +80,10 @@ class Window:
     """(rank, record)."""
     seconds: float = 0.0
     """Wall time."""
+    began: float = 0.0
+    """When it began, on the clock of its process (``perf_counter``)."""
+    spans: tuple[Span, ...] = ()
+    """Times of the operators in a sample of its steps."""
 
     @property
     def stop(self) -> int:
@@ -256,7 +261,8 @@ class Gang:
             nothing = history_block((), 0, *[np.zeros(0)] * 3)
             self._ended = replace(records[0], history=nothing, events=None)
         paired = tuple(zip(self.ranks, records, strict=True))
-        window = Window(number, paired, perf_counter() - began)
+        spans = tuple(span for rank in self._states for span in rank.times.take())
+        window = Window(number, paired, perf_counter() - began, began, spans)
         if snapshot:
             self._snapshots[window.stop] = self.tables()
         self._windows = {number: window}

@@ -83,8 +83,8 @@ class LooseLoop:
         A replica that has missed quorums may be past ``start``, or past ``stop``, already.
         """
         replica, line, patience = self.replica, self._line, self._patience
-        rows: list[tuple[int, float, float, float, int]] = []
-        stopped = False
+        rows: list[tuple[int, float, float, float, int, float]] = []
+        stopped, origin = False, perf_counter()
         while self.clock < stop and not stopped:
             step, began, patience.waited = self.clock, perf_counter(), 0.0
             replica.rank.enter(WAITING, step)
@@ -97,9 +97,10 @@ class LooseLoop:
                 break
             if made:
                 seconds = perf_counter() - began
-                rows.append((step, replica.rank.loss, seconds, patience.waited, replica.staleness))
+                made_in = seconds, patience.waited, replica.staleness, began - origin
+                rows.append((step, replica.rank.loss, *made_in))
         line.finish()
-        return self._window(rows, stopped)
+        return self._window(rows, stopped, origin)
 
     def _step(self, step: int) -> bool:
         """Make a step, or move over those whose quorum went on; return whether one was made."""
@@ -138,11 +139,14 @@ class LooseLoop:
             self._line.leave(clock)
 
     def _window(
-        self, rows: list[tuple[int, float, float, float, int]], stopped: bool
+        self,
+        rows: list[tuple[int, float, float, float, int, float]],
+        stopped: bool,
+        origin: float,
     ) -> WindowRecord:
-        steps, loss, seconds, waits, staleness = np.array(rows, np.float64).reshape(-1, 5).T
+        steps, loss, seconds, waits, late, began = np.array(rows, np.float64).reshape(-1, 6).T
         history = history_block(
-            steps.astype(np.int64), self.replica.number, loss, seconds, waits, staleness
+            steps.astype(np.int64), self.replica.number, loss, seconds, waits, late, began
         )
         ended = self._line.stop == ENDED
-        return WindowRecord(self.clock, stopped, ended, history, self._record.take())
+        return WindowRecord(self.clock, stopped, ended, history, self._record.take(), origin)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,10 @@ from flowml.runtime.calls import (
     all_finite,
     call,
     call_gradient,
+    call_map,
     check_finite_loss,
-    check_outputs,
     diverged,
+    gradient_inputs,
     is_true,
     mismatch,
     nonfinite,
@@ -44,6 +46,7 @@ from flowml.runtime.outcome import Order
 from flowml.runtime.place import Place
 from flowml.runtime.private_rows import PrivateRows
 from flowml.runtime.row_tables import row_spec
+from flowml.runtime.spans import TimedSteps, as_spans
 from flowml.runtime.tablestate import TableInstance
 from flowml.runtime.values import EMPTY, Kept, Value, agreed_examples, read_only
 from flowml.types import Array
@@ -71,6 +74,21 @@ class SerialState:
     """What was made in this step."""
     loss: dict[int, float] = field(default_factory=dict)
     ended: bool = False
+    times: TimedSteps = field(default_factory=TimedSteps)
+    timing: bool = False
+    """Whether the operators of this step are timed."""
+
+    def note_time(self, operator: PlanOperator, instance: int, step: int, began: float) -> None:
+        """Note that an operator has run since ``began``, on the clock ``perf_counter``."""
+        replica = self.plan.ranks_of(operator.scope, instance)[0]
+        number = self.plan.steps.index(operator)
+        self.times.spans.append((replica, step, number, began, perf_counter() - began))
+
+    def spans(self, origin: float) -> Array:
+        """Return the times that were noted, from ``origin`` on."""
+        found = as_spans(self.times.spans)
+        found["began"] -= origin
+        return found
 
 
 def _inputs(state: SerialState, operator: PlanOperator, instance: int) -> list[Value]:
@@ -153,8 +171,9 @@ def _map(state: SerialState, operator: PlanOperator, instance: int, spot: SpotOf
     examples = _examples(spot, values)
     if examples == 0:
         return (EMPTY,) * operator.outputs
-    result = call(spot, operator.action.function, *(v.content for v in values))
-    return tuple(Value(c, examples) for c in check_outputs(spot, result, operator.outputs))
+    contents = [v.content for v in values]
+    made = call_map(spot, operator.action.function, contents, operator.outputs)
+    return tuple(Value(c, examples) for c in made)
 
 
 def _gradient(state: SerialState, operator: PlanOperator, instance: int, spot: SpotOf) -> Made:
@@ -169,7 +188,7 @@ def _gradient(state: SerialState, operator: PlanOperator, instance: int, spot: S
     inputs = [v.content for v in values[action.tables :]]
     loss, gradients, beside = call_gradient(spot, action, params, inputs, layouts)
     if state.order.on_nonfinite == "stop":
-        check_finite_loss(spot, loss)
+        check_finite_loss(spot, loss, gradient_inputs(action, [*params, *inputs]))
     if operator.name == loss_operator(state.plan):
         state.loss[instance] = loss
     return tuple(Value(c, examples) for c in (*gradients, *beside))

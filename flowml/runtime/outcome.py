@@ -10,13 +10,14 @@ import numpy as np
 
 from flowml.errors import FlowmlError
 from flowml.events import Event
+from flowml.layout import Layout
 from flowml.plan import Plan
 from flowml.types import Array, Pytree
 
 Status: TypeAlias = Literal["done", "until", "stopped", "failed"]
 """``until``: an end of the graph; ``stopped``: max_seconds, Ctrl-C or ``Run.stop``."""
 
-HISTORY_COLUMNS = ("step", "replica", "loss", "seconds", "wait_seconds", "staleness")
+HISTORY_COLUMNS = ("step", "replica", "loss", "seconds", "wait_seconds", "staleness", "began")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,13 @@ class Outcome:
     """What was asked, where a replay needs it."""
     record: Array | None = None
     """Reads and deliveries of a loose run, in their order (loose_rank.EVENT)."""
+    workers: tuple[str, ...] = ()
+    """Address of the worker of each rank; empty where the run was in the driver."""
+    executor: str = ""
+    spans: Array | None = None
+    """Times of the operators in a sample of the steps (spans.SPAN); None: they were not taken."""
+    layouts: Mapping[tuple[str, int], Layout] = field(default_factory=dict)
+    """Of what operators make, by (operator, output), where a probe has found them out."""
 
 
 def evaluation_due(plan: Plan, step: int, steps_per_epoch: int, last: bool) -> tuple[str, ...]:
@@ -118,9 +126,9 @@ class HistoryBuilder:
     def __init__(self) -> None:
         self._blocks: list[Mapping[str, Array]] = []
 
-    def add(self, block: Mapping[str, Array]) -> None:
-        """Add rows: columns of equal length."""
-        self._blocks.append(block)
+    def add(self, block: Mapping[str, Array], since: float = 0.0) -> None:
+        """Add rows: columns of equal length, whose first step began at ``since``. Unit: seconds."""
+        self._blocks.append({**block, "began": block["began"] + since} if since else block)
 
     def columns(self) -> dict[str, Array]:
         """Return all rows, ordered by step, then replica."""
@@ -154,20 +162,30 @@ def history_block(
     seconds: Array,
     wait_seconds: Array,
     staleness: Array | None = None,
+    began: Array | None = None,
 ) -> dict[str, Array]:
-    """Return the thinned rows of one replica."""
+    """Return the thinned rows of one replica.
+
+    Parameters
+    ----------
+    began : ndarray, optional
+        Seconds from the first of these steps to each; left out, one begins when the one before has
+        ended.
+    """
     numbers = np.asarray(steps, np.int64)
     keep = kept_in_history(numbers)
     count = int(keep.sum())
+    spent = np.asarray(seconds, np.float64)
     return {
         "step": numbers[keep],
         "replica": np.full(count, replica, np.int32),
         "loss": np.asarray(loss, np.float64)[keep],
-        "seconds": np.asarray(seconds, np.float64)[keep],
+        "seconds": spent[keep],
         "wait_seconds": np.asarray(wait_seconds, np.float64)[keep],
         "staleness": (
             np.zeros(count, np.int32)
             if staleness is None
             else np.asarray(staleness, np.int32)[keep]
         ),
+        "began": (np.cumsum(spent) - spent if began is None else began)[keep],
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Protocol
 
@@ -63,6 +63,8 @@ class PhaseProgram:
     """What a rank does in one phase, and how it meets the others after it."""
 
     acts: tuple[Act, ...]
+    owners: tuple[int, ...]
+    """The operator of each act, by its index."""
     meets: bool
     samples_stop: bool
     """Requests to stop from outside are told at this barrier: the same one for all ranks."""
@@ -85,10 +87,16 @@ class Programs:
         self._rank = rank
         self._made: dict[object, StepProgram] = {}
         self._of_step: dict[int, StepProgram] = {}
+        self._times = rank.times
+        self._timed: dict[int, tuple[StepProgram, StepProgram]] = {}
+        """By identity of a program: it, so that it stays, and the same with times."""
         self._cycle = math.lcm(cycle(rank.plan), 2 if rank.plan.own_copies else 1)
 
     def of(self, step: int) -> StepProgram:
-        """Return the program of a step."""
+        """Return the program of a step, for the one time that it is run."""
+        if step >= self._times.following:
+            self._times.choose_after(step)
+            return self._with_times(self.of(step))
         representative = step
         if self._cycle <= LONGEST_CYCLE and step >= 2 * self._cycle:
             representative = 2 * self._cycle + step % self._cycle
@@ -102,6 +110,11 @@ class Programs:
                 self._of_step[representative] = found
         return found
 
+    def _with_times(self, program: StepProgram) -> StepProgram:
+        if id(program) not in self._timed:
+            self._timed[id(program)] = program, timed_program(self._rank, program)
+        return self._timed[id(program)][1]
+
 
 def cycle(plan: Plan) -> int:
     """Return after how many steps the pattern of firings repeats."""
@@ -112,25 +125,41 @@ def make_program(pattern: Pattern) -> StepProgram:
     """Return the program of a rank for one pattern."""
     rank = pattern.rank
     plan = rank.plan
-    acts: dict[int, list[Act]] = {}
+    acts: dict[int, list[tuple[Act, int]]] = {}
     for operator in plan.steps:
         here = acts.setdefault(operator.phase, [])
         if rank.works_on(operator):
-            here += _reader_acts(pattern, operator)
+            mine = _reader_acts(pattern, operator)
             if pattern.fires(operator.name):
-                here.append(BODIES[operator.kind](pattern, operator))
-            here += source_keeps(pattern, operator)
+                mine.append(BODIES[operator.kind](pattern, operator))
+            mine += source_keeps(pattern, operator)
+            here += [(act, rank.index[operator.name]) for act in mine]
     meeting = rank.firing.meeting(pattern.step)
     phases = []
     for number in sorted(acts):
         exchange = exchange_after(pattern, number)
-        phases.append((tuple(acts[number]), number in meeting, exchange))
+        phases.append((acts[number], number in meeting, exchange))
     writes = [(t.name, sum(pattern.fires(w) for w in t.writes)) for t in plan.tables if t.writes]
     return StepProgram(_with_stops(rank, phases), tuple((n, w) for n, w in writes if w))
 
 
+def timed_program(rank: Rank, program: StepProgram) -> StepProgram:
+    """Return a program that also notes how long each act takes."""
+    phases = (
+        replace(
+            phase,
+            acts=tuple(
+                rank.times.timed(act, rank.number, owner)
+                for act, owner in zip(phase.acts, phase.owners, strict=True)
+            ),
+        )
+        for phase in program.phases
+    )
+    return replace(program, phases=tuple(phases))
+
+
 def _with_stops(
-    rank: Rank, phases: list[tuple[tuple[Act, ...], bool, Exchange | None]]
+    rank: Rank, phases: list[tuple[list[tuple[Act, int]], bool, Exchange | None]]
 ) -> tuple[PhaseProgram, ...]:
     """Choose the one barrier of a step at which requests to stop are told."""
     several = len(rank.domain.domains) > 1
@@ -139,7 +168,8 @@ def _with_stops(
     for acts, meets, exchange in phases:
         samples = meets and not chosen and (exchange is not None or not several)
         chosen = chosen or samples
-        out.append(PhaseProgram(acts, meets, samples, exchange))
+        own = tuple(act for act, _ in acts), tuple(owner for _, owner in acts)
+        out.append(PhaseProgram(*own, meets, samples, exchange))
     return tuple(out)
 
 
@@ -175,6 +205,8 @@ class WindowRecord:
     history: dict[str, Array]
     events: Array | None = None
     """Reads and deliveries of a loose run that is recorded."""
+    began: float | None = None
+    """When its first step began, on the clock of its process; None: with the window."""
 
 
 def run_window(
@@ -188,6 +220,7 @@ def run_window(
     """Run the steps from ``start`` up to ``stop``, or up to the one in which a stop was agreed."""
     count = stop - start
     loss, seconds, waits = np.full(count, np.nan), np.zeros(count), np.zeros(count)
+    starts, origin = np.zeros(count), perf_counter()
     step, stopped = start, False
     while step < stop and not stopped:
         program = programs.of(step)
@@ -205,11 +238,16 @@ def run_window(
             rank.tables[table].commit(writes)
         rank.committed = step + 1
         number = step - start
-        loss[number], waits[number] = rank.loss, waited
+        loss[number], waits[number], starts[number] = rank.loss, waited, began - origin
         seconds[number] = perf_counter() - began
         step += 1
     done = step - start
     history = history_block(
-        range(start, step), rank.number, loss[:done], seconds[:done], waits[:done]
+        range(start, step),
+        rank.number,
+        loss[:done],
+        seconds[:done],
+        waits[:done],
+        began=starts[:done],
     )
-    return WindowRecord(step, stopped, rank.ended, history)
+    return WindowRecord(step, stopped, rank.ended, history, began=origin)

@@ -14,6 +14,7 @@ from flowml.runtime.outcome import Order
 from flowml.runtime.private_rows import PrivateRows
 from flowml.runtime.ranktable import RankTable
 from flowml.runtime.row_tables import is_row_table
+from flowml.runtime.spans import TimedSteps
 from flowml.runtime.tablestate import RuleState, initial, whole
 from flowml.runtime.values import EMPTY, Kept, Value
 from flowml.types import Array, Pytree
@@ -49,6 +50,7 @@ class Rank:
     committed: int = 0
     """Steps that are done for good."""
     loss: float = float("nan")
+    times: TimedSteps = field(default_factory=TimedSteps)
 
     def __post_init__(self) -> None:
         """Lay out the registers."""

@@ -16,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 from distributed import Client, Future
 
 from flowml.errors import FlowmlError, PlanError, WorkerLostError
@@ -28,19 +27,18 @@ from flowml.runtime.attach import Worker
 from flowml.runtime.domain import Layouts
 from flowml.runtime.feeding import Feed, expected_steps, steps_per_epoch, total_steps
 from flowml.runtime.gang import Committed, Window
+from flowml.runtime.gathering import Gathered
 from flowml.runtime.loose_hosts import check_hosts
 from flowml.runtime.loose_plan import is_loose
-from flowml.runtime.outcome import HistoryBuilder, Order, Outcome, evaluation_due
+from flowml.runtime.outcome import Order, Outcome, evaluation_due
 from flowml.runtime.oversight import Interrupted, Oversight, settled
 from flowml.runtime.own_copies import with_own_copies
 from flowml.runtime.placing import Placement, evaluation_data, place_data
 from flowml.runtime.probe import probe
-from flowml.runtime.program import WindowRecord
 from flowml.runtime.rescue import by_table, rescued
 from flowml.runtime.runspec import RunSpec, without_sources
 from flowml.runtime.serial import evaluated_table
 from flowml.runtime.shipping import ship_plan
-from flowml.types import Array
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +79,7 @@ class Resident:
         name = self.run.hex()
         addresses = tuple(w.address for w in self.workers)
         self.placement = Placement(name, addresses, name[:7] + "0")
-        self.outcome = Outcome(self.plan)
+        self.outcome = Outcome(self.plan, workers=addresses)
         self.oversight = Oversight(
             self.client,
             self.plan,
@@ -93,11 +91,10 @@ class Resident:
             self.order.deadline_seconds,
             self.should_stop,
         )
-        self.history = HistoryBuilder()
+        self.gathered = Gathered({w.address: w.host for w in self.workers})
         self._seen: Committed = {}
         """The last tables that were sent here for a snapshot or an evaluation."""
         self.steps_per_second = 0.0
-        self._events: list[Array] = []
 
     # -- before the first step ----------------------------------------------------------------
 
@@ -115,7 +112,7 @@ class Resident:
             feeds = place_data(
                 self.plan, self.order, self.client, self.placement, self.oversight.finish
             )
-            layouts = layouts or self._probe(feeds)
+            layouts = self.outcome.layouts = layouts or self._probe(feeds)
             self._check_memory(layouts)
             self._join(feeds, layouts, addresses)
             self._loop(list(feeds.values()))
@@ -126,10 +123,7 @@ class Resident:
             self._rescue([])
         finally:
             self.oversight.close()
-        self.outcome.history = self.history.columns()
-        if self._events:
-            self.outcome.record = np.sort(np.concatenate(self._events), order=("event", "edge"))
-            self.outcome.order = self.order
+        self.gathered.put_into(self.outcome, self.order)
         return self.outcome
 
     def _admit(self) -> None:
@@ -307,14 +301,8 @@ class Resident:
         if not is_loose(self.plan):
             return
         for *_, futures in pending:
-            for window in self.oversight.finish(futures, self._steps_name()):
-                for _, record in window.records:
-                    self._keep(record)
-
-    def _keep(self, record: WindowRecord) -> None:
-        self.history.add(record.history)
-        if record.events is not None:
-            self._events.append(record.events)
+            windows = self.oversight.finish(futures, self._steps_name())
+            self.gathered.take(windows, self.placement.distinct)
 
     def _window_end(self, start: int, last: int, epoch: int) -> int:
         """Choose where a window ends: about a second later, and where someone looks."""
@@ -385,8 +373,7 @@ class Resident:
         records = [r for w in windows for _, r in w.records]
         step = min(r.steps for r in records)
         self.outcome.steps = step
-        for record in records:
-            self._keep(record)
+        self.gathered.take(windows, self.placement.distinct)
         seconds = max((w.seconds for w in windows), default=0.0)
         if step > start and seconds > 0:
             rate = (step - start) / seconds

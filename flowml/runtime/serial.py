@@ -82,7 +82,7 @@ def _loop(state: SerialState, should_stop: Callable[[], bool]) -> Outcome:
     outcome = Outcome(plan, steps_per_epoch=epoch, dropped_rows=dropped)
     losses: list[list[float]] = [[] for _ in range(plan.replicas)]
     seconds: list[float] = []
-    began = time.monotonic()
+    began, at = time.monotonic(), time.perf_counter()
     step = 0
     while step < last:
         since = time.perf_counter()
@@ -104,7 +104,7 @@ def _loop(state: SerialState, should_stop: Callable[[], bool]) -> Outcome:
     outcome.steps = step
     outcome.tables = table_values(state)
     outcome.seconds = time.monotonic() - began
-    outcome.history = _history(losses, seconds)
+    outcome.history, outcome.spans = _history(losses, seconds), state.spans(at)
     outcome.unsent = tuple(
         sorted(
             {
@@ -156,6 +156,7 @@ def run_step(state: SerialState, step: int) -> None:
     """Run one superstep: every operator that fires, every instance, in the plan's order."""
     state.now.clear()
     state.loss.clear()
+    state.timing = state.times.due(step)
     for operator in state.plan.steps:
         _deliver(state, operator, step)
         if state.firing.fires(operator, step):
@@ -200,5 +201,9 @@ def _deliver(state: SerialState, reader: PlanOperator, step: int) -> None:
 
 
 def _run(state: SerialState, operator: PlanOperator, instance: int, step: int) -> None:
-    for output, value in enumerate(operate(state, operator, instance, step)):
+    began = time.perf_counter()
+    made = operate(state, operator, instance, step)
+    if state.timing:
+        state.note_time(operator, instance, step, began)
+    for output, value in enumerate(made):
         state.now[operator.name, output, instance] = value

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import inspect
 import io
-import pickle
 import sys
 from collections import ChainMap
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from flowml.plan import Plan, PlanOperator
 from flowml.types import is_users
 
 NO_FILE = "<dynamic-code>"
-"""What cloudpickle writes for the file of a function that travels by value."""
+"""What cloudpickle writes for the file of a code object."""
 
 
 def check_ships(plan: Plan) -> None:
@@ -124,6 +123,24 @@ def _shown(value: Any) -> str:
     return type(value).__name__
 
 
+def _with_file(code: CodeType) -> tuple[Any, ...]:
+    """Return how cloudpickle makes a code object again, with the name of its file put back."""
+    make, parts, *rest = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    named = tuple(code.co_filename if part == NO_FILE else part for part in parts)
+    return make, named, *rest
+
+
+class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle's pickler, which leaves out the file of a function that it sends by value.
+
+    Without it the frames of an error have no file.
+    """
+
+    dispatch_table: ClassVar[Any] = ChainMap(
+        {CodeType: _with_file}, cloudpickle.Pickler.dispatch_table
+    )
+
+
 def ship(thing: Any, *owners: Any) -> bytes:
     """Pickle something with the user's functions by value.
 
@@ -143,30 +160,12 @@ def ship(thing: Any, *owners: Any) -> bytes:
     for module in fresh:
         register_pickle_by_value(module)
     try:
-        buffer = io.BytesIO()
-        _Pickler(buffer, protocol=pickle.DEFAULT_PROTOCOL).dump(thing)
-        return buffer.getvalue()
+        with io.BytesIO() as file:
+            ByValue(file).dump(thing)
+            return file.getvalue()
     finally:
         for module in fresh:
             unregister_pickle_by_value(module)
-
-
-def _code(code: CodeType) -> tuple[Any, ...]:
-    """Reduce a code object as cloudpickle does, but with its file.
-
-    Notes
-    -----
-    From 3.1.3 on cloudpickle writes "<dynamic-code>" instead, and an error on a worker could no
-    longer say where in the user's file it was raised.
-    """
-    make, parts = cloudpickle.Pickler.dispatch_table[CodeType](code)
-    return make, tuple(code.co_filename if part == NO_FILE else part for part in parts)
-
-
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
-    """Pickles functions by value as cloudpickle does, with their files."""
-
-    dispatch_table: ClassVar = ChainMap({CodeType: _code}, cloudpickle.Pickler.dispatch_table)
 
 
 def ship_plan(thing: Any, plan: Plan) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 from flowml.actions import Update
 from flowml.data.share import random_seed
 from flowml.errors import GraphError
+from flowml.given import note_given
 from flowml.layout import Layout, freeze, layout_of
 from flowml.plan import Plan, PlanTable
 from flowml.rules import At, Rule
@@ -69,16 +70,30 @@ class RuleState:
         if not self.rule.elementwise:
             views = self.layout.leaf_views
             here = at if at.read is None else at._replace(read=views(at.read))
-            self.rule.step(views(params), views(update), self.states, here, views(out))
+            whole = views(params), views(update), self.states, here, views(out)
+            try:
+                self.rule.step(*whole)
+            except BaseException as error:
+                note_given(error, whole)
+                raise
         elif at.read is None:
             change = self.rule.step
             for p, u, state, o in zip(params, update, self.states, out, strict=True):
                 if p.size:
-                    change(p, u, state, at, o)
+                    try:
+                        change(p, u, state, at, o)
+                    except BaseException as error:
+                        note_given(error, (p, u, state, at, o))
+                        raise
         else:
             slices = zip(params, update, self.states, out, at.read, strict=True)
             for p, u, state, o, read in slices:
-                self.rule.step(p, u, state, at._replace(read=read), o)
+                given = p, u, state, at._replace(read=read), o
+                try:
+                    self.rule.step(*given)
+                except BaseException as error:
+                    note_given(error, given)
+                    raise
         self.applied += 1
 
 

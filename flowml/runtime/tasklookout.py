@@ -21,6 +21,7 @@ from flowml.plan import Plan
 from flowml.runtime._dask import start_gathering
 from flowml.runtime.outcome import Order
 from flowml.runtime.taskwindow import DaskClient, DaskFuture
+from flowml.runtime.watch import awaited_edge
 
 FIRST_SLICE_SECONDS = 0.1
 SLICE_SECONDS = 1.0
@@ -117,7 +118,7 @@ class Lookout:
             raise self._scheduler_lost(f"a connection that is {self.client.status}")
         for worker in self.workers:
             if worker not in queues:
-                raise self._lost(worker, self._queues.get(worker, ()))
+                raise self._lost(worker, self._last_tasks(worker))
         now = time.monotonic()
         if queues != self._queues:
             self._queues, self._moved = queues, now
@@ -171,6 +172,15 @@ class Lookout:
             return lost
         return self._lost("", (future.key,))
 
+    def _last_tasks(self, worker: str) -> Sequence[Any]:
+        """Return the tasks of a worker when it left, those of the earliest step first."""
+        found = set(self._queues.get(worker, ()))
+        with suppress(OSError, TimeoutError):
+            for _, event in self.client.get_events(worker):
+                if event.get("action") == "remove-worker":
+                    found = set(event["processing-tasks"])
+        return sorted(found, key=_place_of)
+
     def _lost(self, worker: str, keys: Sequence[Any]) -> WorkerLostError:
         """Return the error for a worker that left while it had tasks."""
         name = next((n for n in map(self._operator, keys) if n), "")
@@ -201,15 +211,23 @@ class Lookout:
         )
 
     def _too_long(self, worker: str, key: Any, age: float, limit: float) -> StalledError:
-        name = self._operator(key)
+        name, (step, instance) = self._operator(key), _place_of(key)
+        edge = awaited_edge(self.plan, name) or f"{name} -> its readers"
         return StalledError(
-            f"operator {name!r} on worker {worker}",
+            f"operator {name!r} in replica {instance}, step {step}, on worker {worker}",
             f"must end within {limit:g} s (step_seconds)",
-            f"{age:.1f} s",
+            f"{age:.1f} s so far; edge {edge} waits for replica {instance} at clock {step}, whose "
+            "last message is that its task began",
             "See what it computes, or raise the limit.",
-            edge=f"{name} -> its readers",
+            edge=edge,
             waiting_for=name,
             since_seconds=age,
+            clock=step,
+            last_message=f"the task of {name!r} began",
+            operator=name,
+            replica=instance,
+            step=step,
+            worker=worker,
         )
 
     def _silent(self, quiet: float, busy: set[str]) -> StalledError:
@@ -223,17 +241,34 @@ class Lookout:
             why = f"worker {paused[0]} is paused: its memory is full"
         elif others:
             why = f"worker {others[0]} is busy with another client's task"
-        queued = (name for keys in self._queues.values() for name in map(self._operator, keys))
-        waited = next(filter(None, queued), self.plan.graph)
+        queued = [key for keys in self._queues.values() for key in keys if self._operator(key)]
+        waited = self._operator(queued[0]) if queued else self.plan.graph
+        step, instance = _place_of(queued[0]) if queued else (self.step, -1)
+        edge = awaited_edge(self.plan, waited) or f"{waited} -> its readers"
         return StalledError(
             f"tasks of {waited!r}",
             f"must start within the deadline of {self.order.deadline_seconds:g} s",
-            f"{quiet:.0f} s in which {why}",
+            f"{quiet:.0f} s in which {why}; edge {edge} waits for replica {instance} at clock "
+            f"{step}, and the last message was the end of step {self.step - 1}",
             "Free the worker, or raise deadline=.",
-            edge=f"{waited} -> its readers",
+            edge=edge,
             waiting_for=waited,
             since_seconds=quiet,
+            clock=step,
+            last_message=f"the end of step {self.step - 1}",
         )
+
+
+def _place_of(key: Any) -> tuple[int, int]:
+    """Return the step and the instance that a task's key names; -1 where it names none.
+
+    Examples
+    --------
+    >>> _place_of(("flowml:map-f.0", 3, 1)), _place_of("flowml:load-x.0")
+    ((3, 1), (-1, -1))
+    """
+    numbers = [part for part in key[1:3] if isinstance(part, int)] if isinstance(key, tuple) else []
+    return (numbers[0], numbers[1]) if len(numbers) == 2 else (-1, -1)
 
 
 def _ended(futures: Sequence[DaskFuture], seconds: float) -> bool:

@@ -135,7 +135,7 @@ class TaskRun:
         self.lookout = Lookout(self.client, self.plan, self.order, distinct)
         self.cluster = TaskCluster(self.client, self.lookout, f"flowml-{self.suffix}")
         self.placing = Placing(self.cluster, self.workers)
-        self.outcome = Outcome(self.plan)
+        self.outcome = Outcome(self.plan, workers=self.workers)
         self.history = HistoryBuilder()
         self.good: dict[tuple[str, int], Key] = {}
         """Keys of the tables after the last committed step."""
@@ -228,16 +228,17 @@ class TaskRun:
             wanted |= window.carry.keys()
         self.lookout.settle(self.cluster.futures[key] for key in wanted)
         record: Record = self.cluster.values([mark.record])[0]
-        self._write_history(mark, record.losses, seconds)
+        since = self.outcome.seconds + seconds * (mark.start - window.start)
+        self._write_history(mark, record.losses, seconds, since)
         self.good, self.outcome.unsent = dict(mark.tables), mark.unsent
         self.outcome.steps = self.lookout.step = mark.stop
         return record.ended
 
-    def _write_history(self, mark: Mark, losses: Array, seconds: float) -> None:
+    def _write_history(self, mark: Mark, losses: Array, seconds: float, since: float) -> None:
         steps = range(mark.start, mark.stop)
         spent, waited = np.full(len(steps), seconds), np.zeros(len(steps))
         for rank in range(self.plan.replicas):
-            self.history.add(history_block(steps, rank, losses[:, rank], spent, waited))
+            self.history.add(history_block(steps, rank, losses[:, rank], spent, waited), since)
         known = losses[-1][np.isfinite(losses[-1])]
         loss = float(known.mean()) if len(known) else None
         self.order.tell(WindowDone(mark.stop - 1, seconds * len(steps), len(steps), loss))

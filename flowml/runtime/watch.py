@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flowml.errors import StalledError, WorkerLostError
+from flowml.plan import Plan
 from flowml.runtime.board import Board, Report
 from flowml.runtime.runspec import RunSpec
 
@@ -32,12 +33,18 @@ class Whereabouts:
     step : int
     exact : bool
         Whether this is what its own host saw.
+    edge : str
+        The edge on which others wait for it; "" where they meet it at a barrier.
+    replica : int
+        The one that is in the operator; -1 where another host cannot know which.
     """
 
     operator: str
     words: str
     step: int
     exact: bool
+    edge: str = ""
+    replica: int = -1
 
 
 class Watch:
@@ -73,10 +80,12 @@ class Watch:
             return self._somewhere()
         first = self._reports(worker)[0]
         if first.operator_index == WAITING:
-            return Whereabouts("barrier", f"a wait in step {first.step}", first.step, True)
+            words = f"a wait in step {first.step}"
+            return Whereabouts("barrier", words, first.step, True, replica=first.rank)
         operator = self._spec.plan.steps[first.operator_index]
         words = f"{operator.label}, step {first.step}"
-        return Whereabouts(operator.name, words, first.step, True)
+        edge = awaited_edge(self._spec.plan, operator.name)
+        return Whereabouts(operator.name, words, first.step, True, edge, first.rank)
 
     def _somewhere(self) -> Whereabouts:
         """Return all that is known of a worker of another host: it is in the step of this one."""
@@ -140,19 +149,44 @@ class Watch:
         if slowest.operator_index == WAITING or slowest.since_seconds <= limit:
             return None
         operator = self._spec.plan.steps[slowest.operator_index]
+        edge = awaited_edge(self._spec.plan, operator.name) or f"{operator.name} -> barrier"
         return StalledError(
             f"{operator.label} in replica {slowest.rank}, step {slowest.step}, on worker {worker}",
             f"must end within {limit:g} s (step_seconds)",
-            f"{slowest.since_seconds:.1f} s so far",
+            f"{slowest.since_seconds:.1f} s so far; edge {edge} waits for replica {slowest.rank} "
+            f"at clock {slowest.step}, whose last message is that it entered the operator",
             "See what it computes, or raise the limit.",
-            edge=f"{operator.name} -> barrier",
+            edge=edge,
             waiting_for=f"replica {slowest.rank}",
             since_seconds=slowest.since_seconds,
+            clock=slowest.step,
+            last_message=f"entered {operator.label} in step {slowest.step}",
             operator=operator.name,
             replica=slowest.rank,
             step=slowest.step,
             worker=worker,
         )
+
+
+def awaited_edge(plan: Plan, name: str) -> str:
+    """Return the edge on which others wait for an operator: the next one that leaves its replica.
+
+    Returns
+    -------
+    str
+        ``source -> reader``; "" where nothing that it makes does.
+    """
+    pending = [name]
+    for source in pending:
+        for reader in plan.steps:
+            for number, port in enumerate(reader.inputs):
+                if port.source != source or port.table:
+                    continue
+                if port.crosses:
+                    return plan.edge_name(reader, number)
+                if reader.name not in pending:
+                    pending.append(reader.name)
+    return ""
 
 
 def lost_error(worker: str, where: Whereabouts, ranks: tuple[int, ...]) -> WorkerLostError:
@@ -179,15 +213,20 @@ def silent_error(
 ) -> StalledError:
     """Return the error for a worker that gives no sign of life."""
     paused = f"; it paused at {paused_percent} % memory" if paused_percent else ""
-    first = ranks[0] if ranks else -1
+    first = where.replica if where.replica >= 0 else ranks[0] if ranks else -1
+    edge = where.edge or f"{where.operator} -> barrier"
+    on = f"edge {where.edge}" if where.edge else "the barrier"
     return StalledError(
         f"worker {worker}",
         f"must give a sign of life within {deadline:g} s (deadline)",
-        f"silence for {silence:.1f} s in {where.words}, replica {first}{paused}",
+        f"silence for {silence:.1f} s; {on} waits for replica {first} at clock {where.step}, whose "
+        f"last message is from {where.words}{paused}",
         "See whether it is stopped or cut off.",
-        edge=f"{where.operator} -> barrier",
+        edge=edge,
         waiting_for=worker,
         since_seconds=silence,
+        clock=where.step,
+        last_message=where.words,
         operator=where.operator,
         replica=first,
         step=where.step,

@@ -106,6 +106,12 @@ def test_an_operator_that_fails(
     error = failure(run, None if kind == "nan" else trap)
     assert (error.operator, error.replica, error.step) == ("gradient", 1, 5)
     assert isinstance(error, OperatorError) or kind == "nan"
+    assert f"replica 1, step 5, on worker {error.worker}" in str(error)
+    if kind != "exit":
+        assert "Its input is kept: error.call.again() repeats the call." in str(error)
+    if kind == "nan":
+        assert f"The last good step is {error.run.steps - 1}; reads " in str(error)
+        assert str(error).endswith(f" late ({'stale(2)' if promise == 'stale' else 'async'}).")
     assert_whole(error.run.tables)
     pair.assert_usable()
 
@@ -118,6 +124,7 @@ def test_a_slow_operator_under_stale(transport: str, pair: Bed, tmp_path: Path) 
     assert isinstance(error, StalledError)
     assert error.operator == "gradient"
     assert error.replica == 1
+    assert "waits for replica 1 at clock 5, whose last message is" in str(error)
     assert_readable(error)
 
 

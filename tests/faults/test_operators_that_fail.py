@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+import flowml as fl
 from flowml.errors import DataError, DivergedError, OperatorError
 from tests.faults.bed import (
     Bed,
     MadePartition,
     MadeSource,
+    Mishap,
     Trap,
     assert_serial,
     failure,
@@ -33,6 +35,12 @@ def test_an_operator_that_raises(transport: str, pair: Bed, tmp_path: Path) -> N
     assert "Mishap: the milk is spilt" in text
     assert "bed.py" in text.split("Mishap")[1], "the frames of the user come with the message"
     assert "in happen" in text
+    assert f"step 5, on worker {victim}: raised" in text
+    assert text.endswith("Its input is kept: error.call.again() repeats the call.")
+    params, (X, y), place = error.call.inputs
+    assert (params["W"].shape, len(X), len(y)) == ((12, 3), 1, 1)  # the end of an epoch
+    assert (place.replica, place.clock) == (1, 5)
+    error.call.again()  # the trap is set for workers only
     assert error.run.steps == 5, "the replica that raised has the tables of the step before"
     assert_serial(error.run, training(), 2)
     pair.assert_usable()
@@ -95,7 +103,8 @@ def test_a_loss_that_is_not_finite(transport: str, pair: Bed) -> None:
     error = failure(training(Trap("nan")).start(steps=40, replicas=2))
     assert isinstance(error, DivergedError)
     assert (error.operator, error.replica, error.step) == ("gradient", 1, 5)
-    assert "replica 1, step 5" in str(error)
+    assert "replica 1, step 5, on worker" in str(error)
+    assert str(error).endswith("The last good step is 4; reads were fresh (all edges are sync).")
     assert_serial(error.run, training(), 2)
     pair.assert_usable()
 
@@ -115,6 +124,23 @@ def test_an_update_that_is_not_finite(transport: str, pair: Bed) -> None:
     )
     assert error.run.steps == 5
     assert_serial(error.run, training(between=lambda grads, place: grads), 2)
+
+
+def test_a_rule_that_raises_keeps_what_it_was_given(pair: Bed) -> None:
+    def step(params: Any, update: Any, state: Any, at: Any, out: Any) -> None:
+        if at.step == 4:
+            raise Mishap(f"no step of {len(params)} numbers")
+        np.subtract(params, update, out=out)
+
+    rule = fl.Rule(lambda params: {"seen": np.zeros_like(params)}, step, name="mine")
+    error = failure(training(rule=rule).start(steps=40, replicas=2))
+    assert isinstance(error, OperatorError)
+    assert (error.operator, error.step, error.run.steps) == ("update", 4, 4)
+    params, update, state, at, out = error.call.inputs
+    assert len(params) == len(update) == len(state["seen"]) == len(out)
+    assert at.step == 4
+    with pytest.raises(Mishap, match=f"no step of {len(params)} numbers"):
+        error.call.again()
 
 
 def test_nothing_is_left_after_a_good_run(transport: str, pair: Bed) -> None:

@@ -34,6 +34,12 @@ def test_an_operator_over_its_limit(transport: str, pair: Bed, tmp_path: Path) -
     assert "replica 1" in str(error)
     assert victim in str(error)
     assert "step_seconds" in str(error)
+    assert error.edge == "gradient -> mean"
+    assert (error.clock, error.waiting_for) == (5, "replica 1")
+    assert (
+        "edge gradient -> mean waits for replica 1 at clock 5, whose last message is that it "
+        "entered the operator"
+    ) in str(error)
     assert_serial(error.run, training(), 2)
 
 
@@ -80,6 +86,10 @@ def test_a_worker_that_is_stopped(ahead: int, transport: str, pair: Bed) -> None
         os.kill(pid, signal.SIGCONT)
     assert isinstance(error, StalledError | WorkerLostError)
     assert victim in str(error)
+    if isinstance(error, StalledError):
+        assert "silence for" in str(error)
+        assert f"waits for replica {error.replica} at clock {error.clock}" in str(error)
+        assert "whose last message is from " in str(error)
     assert seconds < 2.0 + VERDICT_SECONDS, "that long after the deadline of two"
     assert_serial(error.run, training(), 2)
     pair.assert_clean()

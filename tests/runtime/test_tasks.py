@@ -325,6 +325,11 @@ def test_an_operator_that_takes_too_long_is_named(local):
     assert isinstance(outcome.error, StalledError)
     assert "suspect" in str(outcome.error)
     assert outcome.error.waiting_for == "suspect"
+    assert "operator 'suspect' in replica 1, step 0, on worker " in str(outcome.error)
+    assert (
+        "edge suspect -> sum waits for replica 1 at clock 0, whose last message is that its "
+        "task began"
+    ) in str(outcome.error)
     assert outcome.tables["total"][0] == 0
 
 
@@ -344,6 +349,7 @@ def test_a_cluster_that_is_busy_with_other_tasks_is_named_after_the_deadline(loc
     assert isinstance(outcome.error, StalledError)
     assert "is busy with another client's task" in str(outcome.error)
     assert outcome.error.since_seconds >= 0.3
+    assert "at clock 0, and the last message was " in str(outcome.error)
     assert tasks_left(local) == []
 
 
