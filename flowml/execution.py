@@ -16,7 +16,10 @@ from flowml.errors import FlowmlError, PlanError
 from flowml.graph import LogicalGraph
 from flowml.history import History
 from flowml.runtime.interleaved import replay
+from flowml.runtime.loose_plan import is_loose
 from flowml.runtime.loose_rank import KINDS
+from flowml.runtime.moved import Moved
+from flowml.runtime.moved_loose import moved_of
 from flowml.runtime.outcome import Order, Outcome
 from flowml.types import Array, Pytree
 
@@ -46,6 +49,8 @@ class Run:
         Committed steps.
     seconds : float
         Wall time of the steps.
+    moved : Moved
+        Bytes between replicas.
     error : FlowmlError or None
     """
 
@@ -191,6 +196,24 @@ class Run:
                 "graph.run(..., record=True) keeps it; a synchronous run is repeated by its seed.",
             )
         return record, order
+
+    @property
+    def moved(self) -> Moved:
+        """Bytes between replicas, by edge, and messages between hosts.
+
+        Of a run with stale, async or compressed edges: of the tables that replicas copied, and of
+        what they delivered as its codec makes it; all edges of a kind in one row.
+
+        Raises
+        ------
+        PlanError
+            If such a run was not recorded: ``graph.run(..., record=True)``.
+        """
+        outcome = self.outcome
+        if not is_loose(outcome.plan):
+            return outcome.moved
+        record, _ = self._recorded()
+        return moved_of(outcome.plan, record)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import numpy as np
 from flowml.errors import FlowmlError
 from flowml.events import Event
 from flowml.plan import Plan
+from flowml.runtime.moved import Moved
 from flowml.types import Array, Pytree
 
 Status: TypeAlias = Literal["done", "until", "stopped", "failed"]
@@ -83,6 +84,8 @@ class Outcome:
     """What was asked, where a replay needs it."""
     record: Array | None = None
     """Reads and deliveries of a loose run, in their order (loose_rank.EVENT)."""
+    moved: Moved = field(default_factory=Moved)
+    """Bytes between replicas of a synchronous run on workers."""
 
 
 def evaluation_due(plan: Plan, step: int, steps_per_epoch: int, last: bool) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Protocol
 
@@ -28,6 +28,7 @@ from flowml.runtime.combining import aggregate_body
 from flowml.runtime.domain import kept_by_source
 from flowml.runtime.exchange import Exchange, exchange_after
 from flowml.runtime.inputs import Pattern, hold, keep_at_reader
+from flowml.runtime.moved import Moved
 from flowml.runtime.outcome import history_block
 from flowml.runtime.rank import Rank
 from flowml.runtime.writing import write_body
@@ -73,6 +74,8 @@ class StepProgram:
     phases: tuple[PhaseProgram, ...]
     commits: tuple[tuple[str, int], ...]
     """(table, writes that fired)."""
+    moved: Moved
+    """What the rank writes and reads of shared memory in it."""
 
 
 class Programs:
@@ -83,6 +86,8 @@ class Programs:
         self._made: dict[object, StepProgram] = {}
         self._of_step: dict[int, StepProgram] = {}
         self._cycle = math.lcm(cycle(rank.plan), 2 if rank.plan.own_copies else 1)
+        self._aside = Moved()
+        """Of steps whose programs are not tabulated: counted as they come."""
 
     def of(self, step: int) -> StepProgram:
         """Return the program of a step."""
@@ -97,6 +102,22 @@ class Programs:
             self._made[key] = found
             if self._cycle <= LONGEST_CYCLE:
                 self._of_step[representative] = found
+            else:
+                self._aside.add(found.moved)
+        return found
+
+    def moved(self, start: int, stop: int) -> Moved:
+        """Return what the steps from ``start`` up to ``stop`` have moved, when they have run."""
+        if self._cycle > LONGEST_CYCLE:
+            found, self._aside = self._aside, Moved()
+            return found
+        first = min(stop, max(start, 2 * self._cycle))  # before it, edges fill up
+        turns, rest = divmod(stop - first, self._cycle)
+        found = Moved()
+        for step in (*range(start, first), *range(stop - rest, stop)):
+            found.add(self.of(step).moved)
+        for step in range(first, first + self._cycle if turns else first):
+            found.add(self.of(step).moved, turns)
         return found
 
 
@@ -123,7 +144,8 @@ def make_program(pattern: Pattern) -> StepProgram:
         exchange = exchange_after(pattern, number)
         phases.append((tuple(acts[number]), number in meeting, exchange))
     writes = [(t.name, sum(pattern.fires(w) for w in t.writes)) for t in plan.tables if t.writes]
-    return StepProgram(_with_stops(rank, phases), tuple((n, w) for n, w in writes if w))
+    moved = pattern.moved if plan.replicas > 1 else Moved()  # alone, it moves nothing
+    return StepProgram(_with_stops(rank, phases), tuple((n, w) for n, w in writes if w), moved)
 
 
 def _with_stops(
@@ -172,6 +194,8 @@ class WindowRecord:
     history: dict[str, Array]
     events: Array | None = None
     """Reads and deliveries of a loose run that is recorded."""
+    moved: Moved = field(default_factory=Moved)
+    """Bytes between replicas of a synchronous run."""
 
 
 def run_window(
@@ -209,4 +233,5 @@ def run_window(
     history = history_block(
         range(start, step), rank.number, loss[:done], seconds[:done], waits[:done]
     )
-    return WindowRecord(step, stopped, rank.ended, history)
+    moved = programs.moved(start, step)
+    return WindowRecord(step, stopped, rank.ended, history, moved=moved)
