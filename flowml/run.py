@@ -10,6 +10,7 @@ from typing import Any, Literal
 import networkx as nx
 
 from flowml import configuration
+from flowml.calibration import calibrate
 from flowml.cluster_run import Asked, probe_here, run_on_cluster, seat_workers
 from flowml.collect import collect
 from flowml.compiled import CompiledPlan
@@ -18,6 +19,7 @@ from flowml.compiler.explain import explain
 from flowml.compiler.explained import Explanation
 from flowml.compiler.gauge import measure, usable_cores
 from flowml.compiler.loose import shape_refusals
+from flowml.compiler.measured import Measured
 from flowml.compiler.place import Groups
 from flowml.compiler.promises import resolve
 from flowml.compiler.stages import compile_graph
@@ -31,7 +33,7 @@ from flowml.handles import Handle
 from flowml.options import executor_of, order_of, positive, refuse_other, seed_of
 from flowml.plan import Plan
 from flowml.progress import ProgressLine
-from flowml.runtime.attach import attached, leave_pool
+from flowml.runtime.attach import Worker, attached, leave_pool
 from flowml.runtime.equivalence import largest_difference
 from flowml.runtime.feeding import expected_steps
 from flowml.runtime.interleaved import run_interleaved
@@ -332,7 +334,62 @@ class Graph:
         """Return the physical plan for a number of replicas; see :class:`CompiledPlan`."""
         return CompiledPlan(compile_graph(self.logical, replicas, groups))
 
-    def explain(self, replicas: int = 2, groups: Groups = None, cluster: Any = None) -> Explanation:
+    def measure(
+        self,
+        replicas: int = 2,
+        cluster: Any = None,
+        *,
+        seed: int = 0,
+        blas_threads: int | None = None,
+    ) -> Measured:
+        """Time the parts of a step where it would run, with all replicas busy at the same time.
+
+        Parameters
+        ----------
+        replicas : int
+        cluster : Client, Cluster, str, optional
+            As in :meth:`start`: the current client when left out, else an embedded cluster.
+        seed, blas_threads : int
+            As in :meth:`start`.
+
+        Returns
+        -------
+        Measured
+            For :meth:`explain`; other figures, of another machine say, are set with
+            ``dataclasses.replace``.
+
+        Raises
+        ------
+        FlowmlError
+            What the first step of a run would raise.
+
+        Notes
+        -----
+        Takes some seconds: the data go to the workers, where they stay for the next run, and the
+        replicas are timed for half a second, without exchanging anything.
+        """
+        compile_graph(self.logical, positive("replicas", replicas) or 1, 1)
+        threads = positive("blas_threads", blas_threads) or configuration.read("blas-threads")
+        leave_pool()
+        with attached(cluster, replicas) as found, found.client.as_current():
+            workers = seat_workers(found, replicas)
+            return calibrate(
+                self.logical,
+                found.client,
+                workers,
+                _cores_of(workers),
+                transport=str(configuration.read("transport")),
+                threads=int(threads),
+                seed=seed_of(seed),
+            )
+
+    def explain(
+        self,
+        replicas: int = 2,
+        groups: Groups = None,
+        cluster: Any = None,
+        measured: Measured | None = None,
+    ) -> Explanation:
         """Explain how the graph would run: ``print(graph.explain(replicas=4))``.
 
         Parameters
@@ -341,25 +398,36 @@ class Graph:
         groups : "host", int, or list of lists of ranks, optional
         cluster : Client, Cluster, str, optional
             Whose hosts and cores to count with; this machine when left out. Nothing runs there.
+        measured : Measured, optional
+            What the parts of a step cost, from :meth:`measure`, or made up. Left out: one replica
+            is timed in this process, alone, for about a second.
 
         Returns
         -------
         Explanation
             Stages, promises taken, fused groups, placements, summation trees, traffic, memory,
-            and a predicted step from a measurement of about a second in this process.
+            a predicted step, the speed-up over replicas and what limits it, and advice.
         """
         hosts, cores = None, usable_cores()
         if cluster is not None:
             with attached(cluster, replicas) as found:
                 workers = seat_workers(found, replicas)
-            hosts = [worker.host for worker in workers]
-            cores = sum({worker.address: worker.threads for worker in workers}.values())
+            hosts, cores = [worker.host for worker in workers], _cores_of(workers)
         try:
             compile_graph(self.logical, replicas, groups, hosts=hosts)
         except FlowmlError:  # explain raises it again, or says what does not run yet
             return explain(self.logical, replicas, groups, probe=None, hosts=hosts)
-        measured = replace(measure(self.logical, replicas), cores=cores)
+        if measured is None:
+            measured = measure(self.logical, replicas)
+            measured = replace(measured, figures=replace(measured.figures, cores=cores))
         return explain(self.logical, replicas, groups, probe=measured, hosts=hosts)
+
+
+def _cores_of(workers: Sequence[Worker]) -> int:
+    """Return the cores that replicas share: the threads of their workers, as far as there are."""
+    threads = sum({worker.address: worker.threads for worker in workers}.values())
+    here = {worker.host for worker in workers} <= {"127.0.0.1"}
+    return min(threads, usable_cores()) if here else threads
 
 
 def _both(

@@ -18,7 +18,7 @@ LAYERS = {
     3: "handles arguments operators differentiate data models protocol drawing",
     4: "collect history runtime simulate",
     5: "compiler",
-    6: "execution options cluster_run compiled progress report testing",
+    6: "execution options cluster_run calibration compiled progress report testing",
     7: "run driver compare",
     8: "cli demo doctor sklearn torch jax dashboard __init__ __main__",
 }

@@ -1,0 +1,115 @@
+"""How much longer the slowest of several replicas takes than their mean, from what was timed.
+
+Who meets waits for the slowest. Replicas differ in two ways: from step to step, which evens out
+over the steps between two meetings, and by their cores, which does not. Both are in the timings: of
+each round, in which replicas were timed side by side, one stretch of as many steps as lie between
+two meetings is taken for each replica, and the longest counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from flowml.runtime.host_link import SPIN_SECONDS
+from flowml.runtime.stopwatch import Timings
+from flowml.types import Array
+
+DRAWS = 16
+"""Stretches that are drawn of a round which has several."""
+NEIGHBOURS = 32
+"""How far from its own round a replica that was not timed takes that of one which was."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The slowest of some replicas between two meetings.
+
+    Attributes
+    ----------
+    slowest : float
+        Its time over the mean of all, at least 1.
+    asleep : float
+        In which part of the meetings the first one waits so long that it goes to sleep.
+    meeting : float or None
+        Seconds of a meeting beside waiting for the slowest, where they were timed as they meet.
+    """
+
+    slowest: float = 1.0
+    asleep: float = 0.0
+    meeting: float | None = None
+
+
+def spread(
+    timings: Sequence[Timings], rates: Mapping[str, float], replicas: int, steps: float
+) -> Spread:
+    """Return how replicas differ.
+
+    Parameters
+    ----------
+    timings : sequence of Timings
+        Of replicas that were timed together; a further one is like one of these.
+    rates : mapping of str to float
+        How often a step has each part; others are left out.
+    replicas : int
+    steps : float
+        From one meeting to the next; infinite: they never meet, and only the end is waited for.
+    """
+    if replicas < 2 or not timings:
+        return Spread()
+    rng = np.random.default_rng(0)
+    count = min(len(one.cuts) for one in timings) - 1
+    taken = np.stack([_taken(one, rates, count, steps, rng) for one in timings])
+    drawn = np.stack([_like(taken[k % len(taken)], k < len(taken), rng) for k in range(replicas)])
+    longest, mean = drawn.max(axis=0), drawn.mean()
+    stretch = 1.0 if np.isinf(steps) else max(1.0, steps)
+    slept = (longest - drawn.min(axis=0)) * stretch > SPIN_SECONDS
+    slowest = float(longest.mean() / mean) if mean > 0 else 1.0
+    return Spread(max(1.0, slowest), float(slept.mean()), _meeting(timings, count, steps))
+
+
+def _meeting(timings: Sequence[Timings], count: int, steps: float) -> float | None:
+    """Return what is left of the rounds without the slowest one's work; None if they were longer.
+
+    Notes
+    -----
+    It holds the barrier, and waking up: a replica that slept is late for the next round.
+    """
+    if len(timings) < 2 or any(one.cuts[1] > max(1.0, steps) for one in timings):
+        return None
+    work = np.stack([np.add.reduceat(one.rows.sum(axis=1), one.cuts[:count]) for one in timings])
+    met = np.stack([one.meetings[:count] for one in timings])
+    return float((work + met).mean() - work.max(axis=0).mean())
+
+
+def _taken(
+    timings: Timings, rates: Mapping[str, float], count: int, steps: float, rng: np.random.Generator
+) -> Array:
+    """Return seconds a step, of some stretches of each round: shape (rounds * draws,)."""
+    weights = np.array([rates.get(part, 0.0) for part in timings.parts])
+    seconds: Array = timings.rows @ weights
+    cuts = timings.cuts[: count + 1]
+    if np.isinf(steps):
+        return np.full(1, seconds[: cuts[-1]].mean())
+    rounds = [_stretches(seconds[a:b], steps) for a, b in pairwise(cuts)]
+    if all(len(stretches) == 1 for stretches in rounds):
+        return np.concatenate(rounds)
+    return np.concatenate([rng.choice(stretches, DRAWS) for stretches in rounds])
+
+
+def _stretches(seconds: Array, steps: float) -> Array:
+    """Return the mean of each stretch of so many steps; of all, where there are not so many."""
+    size = min(len(seconds), max(1, round(steps)))
+    count = len(seconds) // size
+    return np.asarray(seconds[: count * size].reshape(count, size).mean(axis=1))
+
+
+def _like(taken: Array, itself: bool, rng: np.random.Generator) -> Array:
+    """Return what a replica took, or one like it that was not timed at the same moments."""
+    if itself:
+        return taken
+    places = np.arange(len(taken)) + rng.integers(-NEIGHBOURS, NEIGHBOURS + 1, len(taken))
+    return np.asarray(taken[places.clip(0, len(taken) - 1)])
