@@ -355,8 +355,7 @@ class Graph:
         Returns
         -------
         Measured
-            For :meth:`explain`; other figures, of another machine say, are set with
-            ``dataclasses.replace``.
+            For :meth:`explain`; ``measured.with_figures(cores=64)`` asks of another machine.
 
         Raises
         ------
@@ -418,8 +417,7 @@ class Graph:
         except FlowmlError:  # explain raises it again, or says what does not run yet
             return explain(self.logical, replicas, groups, probe=None, hosts=hosts)
         if measured is None:
-            measured = measure(self.logical, replicas)
-            measured = replace(measured, figures=replace(measured.figures, cores=cores))
+            measured = measure(self.logical, replicas).with_figures(cores=cores)
         return explain(self.logical, replicas, groups, probe=measured, hosts=hosts)
 
 

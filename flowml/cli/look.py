@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -60,6 +59,6 @@ def explain_command(
     measured = built.graph.measure(replicas, cluster) if calibrate else None
     explanation = built.graph.explain(replicas, groups_of(groups), cluster, measured)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(explanation)))
+        click.echo(json.dumps(explanation.record()))
     else:
         click.echo(explanation)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from flowml.compiler.curve import CurvePoint
 from flowml.compiler.memory import Memory
@@ -78,6 +79,14 @@ class Explanation:
     notes: tuple[str, ...] = ()
     curve: tuple[CurvePoint, ...] = ()
     advice: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """Return all of it as plain dicts and tuples, for JSON."""
+        found = asdict(self)
+        if self.prediction is not None:
+            for name in ("seconds", "communication_seconds", "speedup", "bound"):
+                found["prediction"][name] = getattr(self.prediction, name)
+        return found
 
     def __str__(self) -> str:
         return "\n\n".join(part for part in _sections(self) if part)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from flowml.runtime.domain import Layouts
 from flowml.runtime.figures import Figures
@@ -45,6 +46,17 @@ class Measured:
     payloads: Mapping[str, float] = field(default_factory=dict)
     replicas: int = 1
     figures: Figures = field(default_factory=Figures)
+
+    def with_figures(self, **figures: Any) -> Measured:
+        """Return the same parts on a machine with other figures.
+
+        Examples
+        --------
+        >>> found = Measured({"gradient": 1e-3}).with_figures(cores=64, barrier_seconds=5e-6)
+        >>> found.figures.cores, found.figures.barrier_seconds, found.figures.lock_seconds
+        (64, 5e-06, 4e-06)
+        """
+        return replace(self, figures=replace(self.figures, **figures))
 
     def seconds_of(self, part: str, batches: float = 1.0) -> float:
         """Return the seconds of a part on so many batches as one: a straight line through both.

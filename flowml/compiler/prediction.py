@@ -159,6 +159,7 @@ def _in_step(traffic: Traffic, measured: Measured, larger: float) -> Prediction:
     if not meetings:
         differ = Spread()
     meeting = meetings * _met(differ, figures) + (barriers - meetings) * figures.barrier_seconds
+    meeting *= slowdown * _peers_cost(replicas) / _peers_cost(len(measured.together))
     edges = [
         (port, traffic.edge(o.name, number, "", traffic.hosts))
         for o in plan.steps
@@ -194,6 +195,16 @@ def _met(differ: Spread, figures: Figures) -> float:
 
 def _seconds(measured: Measured, rates: dict[str, float], batches: float) -> float:
     return math.fsum(rate * measured.seconds_of(part, batches) for part, rate in rates.items())
+
+
+def _peers_cost(replicas: int) -> float:
+    """Return what a barrier of so many replicas costs, by that of two.
+
+    Notes
+    -----
+    Each further one is told, and listened to, by all: two more system calls of the six of two.
+    """
+    return 1.0 + max(0, replicas - 2) / 3
 
 
 def _keeping(traffic: Traffic, measured: Measured) -> float:

@@ -108,15 +108,14 @@ def _lock_seconds(meet: Callable[[], object], me: int, lock: HostLock) -> float:
 
 
 def together(found: list[Figures], cores: int) -> Figures:
-    """Return the figures of a host from what its replicas saw.
+    """Return the figures of hosts from what their replicas saw.
 
     Notes
     -----
-    Means; the lock was timed by one of them. What nobody saw, since there is nobody else, stays as
-    it is by default.
+    Means; the lock was timed by one of them. Without anybody else it is all as by default.
     """
-    if len(found) < 2:
-        return replace(Figures(), cores=cores)
+    if not found:
+        return Figures(cores=cores)
     mean = {
         name: float(np.mean([getattr(f, name) for f in found]))
         for name in ("barrier_seconds", "wake_seconds", "shared_bytes_per_second")

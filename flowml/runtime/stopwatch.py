@@ -61,7 +61,7 @@ class Timings:
     parts: tuple[str, ...]
     rows: Array
     cuts: tuple[int, ...]
-    meetings: Array = field(default_factory=lambda: np.zeros(0))
+    meetings: Array
     examples: float = 0.0
     payloads: Mapping[str, float] = field(default_factory=dict)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -74,7 +75,7 @@ class Tried:
     timings : tuple of (int, Timings)
         Of each rank that has data.
     figures : tuple of Figures
-        What each rank saw of the host.
+        What each rank saw of the host; empty where a host has one rank.
     layouts : mapping of (operator, output) to Layout
         Of the first rank that has data; empty without one.
     whole : Timings or None
@@ -131,7 +132,7 @@ def run_trial(shipped: bytes) -> Tried:
     paired = zip(ranks, found, strict=True)
     return Tried(
         tuple((rank, one.timings) for rank, one in paired if one.timings is not None),
-        tuple(one.figures for one in found),
+        tuple(one.figures for one in found if len(everyone) > 1),
         next((one.layouts for one in found if one.timings is not None), {}),
         _alone(trial) if 0 in ranks and trial.factor > 1 else None,
     )
@@ -182,7 +183,9 @@ def _in_threads(jobs: Sequence[Callable[[], _Rank]]) -> list[_Rank]:
     if len(jobs) == 1:
         return [jobs[0]()]
     with ThreadPoolExecutor(len(jobs)) as pool:
-        return [future.result() for future in [pool.submit(job) for job in jobs]]
+        # In the context of the Dask task, so that operators find their worker.
+        running = [pool.submit(copy_context().run, job) for job in jobs]
+        return [future.result() for future in running]
 
 
 def _alone(trial: Trial) -> Timings | None:
