@@ -22,9 +22,9 @@ ALONE = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
-    """The plan of a graph for a number of replicas; ``print`` it.
+    """The plan of a graph for a number of replicas; it shows itself as text.
 
     Attributes
     ----------
@@ -90,6 +90,8 @@ class Explanation:
 
     def __str__(self) -> str:
         return "\n\n".join(part for part in _sections(self) if part)
+
+    __repr__ = __str__
 
 
 def _sections(found: Explanation) -> list[str]:
