@@ -78,26 +78,27 @@ def calibrate(
     oversight = Oversight(
         client, plan, run.hex, ranks, order.deadline_seconds, should_stop=lambda: False
     )
-    try:
-        oversight.admit(logger.warning)
-        on_all = _OnAll(client, placement, oversight)
-        answers = on_all("open", remote.open_worker, run.hex, transport)
-        listening = dict(zip(placement.distinct, answers, strict=True))
-        seats = (Seat(rank, w, listening[w][0]) for rank, w in enumerate(placement.workers))
-        trial = Trial(
-            without_sources(one_replica(graph, threads)),
-            place_data(plan, order, client, placement, oversight.finish),
-            Roster.seat(run.bytes, 0, seats),
-            {worker: address for worker, (_, address) in listening.items()},
-            order,
-            seconds,
-            min(len(workers), LARGEST_FACTOR),
-            steps_between(plan),
-        )
-        shipped = client.scatter(ship_plan(trial, plan), hash=False, broadcast=True)
-        return _summed_up(on_all("trial", run_trial, shipped), len(workers), cores)
-    finally:
-        oversight.close()
+    with client.as_current():
+        try:
+            oversight.admit(logger.warning)
+            on_all = _OnAll(client, placement, oversight)
+            answers = on_all("open", remote.open_worker, run.hex, transport)
+            listening = dict(zip(placement.distinct, answers, strict=True))
+            seats = (Seat(rank, w, listening[w][0]) for rank, w in enumerate(placement.workers))
+            trial = Trial(
+                without_sources(one_replica(graph, threads)),
+                place_data(plan, order, client, placement, oversight.finish),
+                Roster.seat(run.bytes, 0, seats),
+                {worker: address for worker, (_, address) in listening.items()},
+                order,
+                seconds,
+                min(len(workers), LARGEST_FACTOR),
+                steps_between(plan),
+            )
+            shipped = client.scatter(ship_plan(trial, plan), hash=False, broadcast=True)
+            return _summed_up(on_all("trial", run_trial, shipped), len(workers), cores)
+        finally:
+            oversight.close()
 
 
 @dataclass(frozen=True)

@@ -370,7 +370,7 @@ class Graph:
         compile_graph(self.logical, positive("replicas", replicas) or 1, 1)
         threads = positive("blas_threads", blas_threads) or configuration.read("blas-threads")
         leave_pool()
-        with attached(cluster, replicas) as found, found.client.as_current():
+        with attached(cluster, replicas) as found:
             workers = seat_workers(found, replicas)
             return calibrate(
                 self.logical,

@@ -62,7 +62,11 @@ def spread(
         return Spread()
     rng = np.random.default_rng(0)
     count = min(len(one.cuts) for one in timings) - 1
-    taken = np.stack([_taken(one, rates, count, steps, rng) for one in timings])
+    mean_rows = np.mean([one.cuts[count] for one in timings]) / count
+    joined = 1 if np.isinf(steps) else min(count, max(1, round(steps / mean_rows)))
+    rounds = [_stretches(one, rates, count, steps, joined) for one in timings]
+    draws = 1 if all(len(s) == 1 for of in rounds for s in of) else DRAWS
+    taken = np.stack([np.concatenate([_drawn(s, draws, rng) for s in of]) for of in rounds])
     drawn = np.stack([_like(taken[k % len(taken)], k < len(taken), rng) for k in range(replicas)])
     longest, mean = drawn.max(axis=0), drawn.mean()
     stretch = 1.0 if np.isinf(steps) else max(1.0, steps)
@@ -85,26 +89,33 @@ def _meeting(timings: Sequence[Timings], count: int, steps: float) -> float | No
     return float((work + met).mean() - work.max(axis=0).mean())
 
 
-def _taken(
-    timings: Timings, rates: Mapping[str, float], count: int, steps: float, rng: np.random.Generator
-) -> Array:
-    """Return seconds a step, of some stretches of each round: shape (rounds * draws,)."""
+def _stretches(
+    timings: Timings, rates: Mapping[str, float], count: int, steps: float, joined: int
+) -> list[Array]:
+    """Return the mean of each stretch of so many steps, round by round.
+
+    Parameters
+    ----------
+    steps : float
+        All steps of a round are one stretch if there are no more; infinite: those of all rounds.
+    joined : int
+        Rounds that count as one, where they were shorter.
+    """
     weights = np.array([rates.get(part, 0.0) for part in timings.parts])
     seconds: Array = timings.rows @ weights
     cuts = timings.cuts[: count + 1]
     if np.isinf(steps):
-        return np.full(1, seconds[: cuts[-1]].mean())
-    rounds = [_stretches(seconds[a:b], steps) for a, b in pairwise(cuts)]
-    if all(len(stretches) == 1 for stretches in rounds):
-        return np.concatenate(rounds)
-    return np.concatenate([rng.choice(stretches, DRAWS) for stretches in rounds])
+        return [seconds[: cuts[-1]].mean(keepdims=True)]
+    found = []
+    for start, stop in pairwise(cuts[::joined]):
+        size = min(stop - start, max(1, round(steps)))
+        whole = (stop - start) // size * size
+        found.append(seconds[start : start + whole].reshape(-1, size).mean(axis=1))
+    return found
 
 
-def _stretches(seconds: Array, steps: float) -> Array:
-    """Return the mean of each stretch of so many steps; of all, where there are not so many."""
-    size = min(len(seconds), max(1, round(steps)))
-    count = len(seconds) // size
-    return np.asarray(seconds[: count * size].reshape(count, size).mean(axis=1))
+def _drawn(stretches: Array, draws: int, rng: np.random.Generator) -> Array:
+    return stretches if draws == 1 else rng.choice(stretches, draws)
 
 
 def _like(taken: Array, itself: bool, rng: np.random.Generator) -> Array:

@@ -163,6 +163,18 @@ def test_over_several_steps_differences_even_out():
     assert spread(pair, {"gradient": 1.0}, 2, steps=2).slowest == pytest.approx(1.0)
 
 
+def test_rounds_that_were_shorter_are_joined():
+    pair = [timed([1, 3, 1, 3]), timed([3, 1, 3, 1])]
+    assert spread(pair, {"gradient": 1.0}, 2, steps=2).slowest == pytest.approx(1.0)
+    assert spread(pair, {"gradient": 1.0}, 2, steps=100).slowest == pytest.approx(1.0)
+
+
+def test_replicas_may_have_made_other_numbers_of_steps_in_a_round():
+    pair = [timed([1, 1, 1, 1, 1], cuts=(0, 4, 5)), timed([2, 2], cuts=(0, 1, 2))]
+    for steps in (1, 2, 3, 4, 8):
+        assert spread(pair, {"gradient": 1.0}, 2, steps).slowest == pytest.approx(4 / 3)
+
+
 def test_a_slow_core_is_waited_for_however_seldom_replicas_meet():
     pair = [timed([1] * 8), timed([3] * 8)]
     for steps in (1, 4, np.inf):
