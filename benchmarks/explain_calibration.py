@@ -5,9 +5,10 @@
                                              [--repetitions 5] [--seconds 1] [--json FILE]
 
 Each repetition times the parts of a step on the workers (graph.measure), predicts, and runs the
-graph on the same workers right after, so that a busy spell of the machine falls on both. Ratios are
-those of the medians over the repetitions. A measured step is the mean over all steps of a run and
-both replicas; the wall time beside it includes the windows and their submission.
+graph on the same workers right after, so that a busy spell of the machine falls on both; then one
+replica runs on the same examples, as one batch. Ratios are those of the medians over the
+repetitions. A measured step is the mean over all steps of a run and both replicas; the wall time
+beside it includes the windows and their submission.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ class Found:
     predicted: list[float] = field(default_factory=list)
     measured: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
+    predicted_one: list[float] = field(default_factory=list)
+    measured_one: list[float] = field(default_factory=list)
+    """A step of one replica on the same examples."""
     parts: list[dict[str, float]] = field(default_factory=list)
     """Of the predictions: work, waiting, barriers, bytes, updates, lock."""
     predicted_bytes: dict[str, float] = field(default_factory=dict)
@@ -54,6 +58,13 @@ class Found:
     def ratio(self) -> float:
         """Return the median predicted step over the median measured one."""
         return median(self.predicted) / median(self.measured)
+
+    def speedups(self) -> tuple[float, float]:
+        """Return the predicted and the measured speed-up against one replica."""
+        return (
+            median(self.predicted_one) / median(self.predicted),
+            median(self.measured_one) / median(self.measured),
+        )
 
     def bytes_ratios(self) -> dict[str, float]:
         """Return predicted over counted bytes; of none at all, 1."""
@@ -85,12 +96,20 @@ def mean_step(history: Any) -> float:
     return float(np.average(history["seconds"], weights=weight))
 
 
-def compare(graph: fl.Graph, client: Client, repetitions: int, seconds: float) -> Found:
-    """Measure, predict and run a graph again and again."""
-    options = {"replicas": REPLICAS, "cluster": client, "progress": False}
+def steps_in(graph: fl.Graph, seconds: float, **options: Any) -> int:
+    """Return how many steps take about so long, from a short trial."""
     pilot = graph.run(steps=PILOT_STEPS, **options)
     steps = int(seconds / max(median(pilot.history["seconds"]), 1e-6))
-    steps = min(max(steps, FEWEST_STEPS), MOST_STEPS)
+    return min(max(steps, FEWEST_STEPS), MOST_STEPS)
+
+
+def compare(
+    graph: fl.Graph, alone: fl.Graph, client: Client, repetitions: int, seconds: float
+) -> Found:
+    """Measure, predict and run a graph, and beside it one replica, again and again."""
+    one = {"replicas": 1, "cluster": client, "progress": False}
+    options = {**one, "replicas": REPLICAS}
+    steps, steps_of_one = steps_in(graph, seconds, **options), steps_in(alone, seconds, **one)
     found = Found()
     for _ in range(repetitions):
         explanation = graph.explain(REPLICAS, measured=graph.measure(REPLICAS, client))
@@ -100,7 +119,9 @@ def compare(graph: fl.Graph, client: Client, repetitions: int, seconds: float) -
         found.parts.append(
             {name: value for name, value in asdict(prediction).items() if "_seconds" in name}
         )
+        found.predicted_one.append(prediction.one_replica_seconds)
         found.measured.append(mean_step(run.history))
+        found.measured_one.append(mean_step(alone.run(steps=steps_of_one, **one).history))
         found.wall.append(run.seconds / run.steps)
     moved = graph.run(steps=COUNTED_STEPS, record=True, **options).moved
     edges = explanation.edges
@@ -125,15 +146,16 @@ def line(name: str, case: Case, found: Found) -> str:
         f"{found.predicted_bytes[kind]:11,.0f} {found.counted_bytes[kind]:11,.0f}"
         for kind in ("written", "read")
     )
+    faster = "  ".join(f"{speedup:9.2f}" for speedup in found.speedups())
     return (
         f"{case.model:8} {case.batch:5} {name:15}{predicted}{measured}{wall}  {found.ratio():5.2f} "
-        f"({min(each):.2f}-{max(each):.2f})  {sizes}"
+        f"({min(each):.2f}-{max(each):.2f}){faster}  {sizes}"
     )
 
 
 HEADER = (
     f"{'model':8} {'batch':>5} {'graph':15}{'predicted':>10}{'measured':>10}{'wall':>10}  "
-    f"ratio (of each)     written B: predicted, counted   read B: predicted, counted"
+    "ratio (of each)    speed-up: measured    written B: counted      read B: counted"
 )
 
 
@@ -173,8 +195,11 @@ def main(given: Sequence[str] | None = None) -> int:
             for batch in options.batch:
                 case = Case(model, batch)
                 for name in options.graphs:
-                    graph = graph_of(name, case, examples, options.rows // 5)
-                    found = compare(graph, client, options.repetitions, options.seconds)
+                    graph, alone = (
+                        graph_of(name, one, examples, options.rows // 5)
+                        for one in (case, Case(model, REPLICAS * batch))
+                    )
+                    found = compare(graph, alone, client, options.repetitions, options.seconds)
                     print(line(name, case, found), flush=True)
                     results.append(
                         {
@@ -182,6 +207,7 @@ def main(given: Sequence[str] | None = None) -> int:
                             "batch": batch,
                             "graph": name,
                             "ratio": found.ratio(),
+                            "speedups": found.speedups(),
                             "bytes_ratios": found.bytes_ratios(),
                             **asdict(found),
                         }

@@ -8,7 +8,8 @@ from dataclasses import replace
 from flowml.actions import REPLICA, Aggregate
 from flowml.compiler.curve import CurvePoint
 from flowml.compiler.measured import Measured
-from flowml.compiler.prediction import Prediction, predict, shares_rows_out
+from flowml.compiler.predict import predict
+from flowml.compiler.prediction import Prediction, shares_rows_out
 from flowml.compiler.shown import shown_seconds
 from flowml.compiler.traffic import Traffic
 from flowml.freshness import loosest

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from flowml.compiler.layouts import known_layouts
 from flowml.compiler.measured import Measured
 from flowml.compiler.place import Groups
-from flowml.compiler.prediction import Prediction, predict
+from flowml.compiler.predict import predict
+from flowml.compiler.prediction import Prediction
 from flowml.compiler.stages import compile_graph
 from flowml.compiler.traffic import Hosts, Traffic
 from flowml.errors import FlowmlError

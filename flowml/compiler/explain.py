@@ -17,7 +17,7 @@ from flowml.compiler.lower import lower
 from flowml.compiler.measured import Measured
 from flowml.compiler.memory import memory_of
 from flowml.compiler.place import Groups, Placed, place
-from flowml.compiler.prediction import predict
+from flowml.compiler.predict import predict
 from flowml.compiler.promises import SYNC, describe, resolve
 from flowml.compiler.stages import STAGES, Stage
 from flowml.compiler.traffic import EdgeTraffic, Traffic

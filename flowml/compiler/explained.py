@@ -145,14 +145,12 @@ def _edge_section(found: Explanation) -> str:
         )
         for e in crossing
     ]
-    header = ("edge, a step", "promise", "period", "written", "read by slices", between)
+    header = ("edge, a step", "promise", "period", "written", "read", between)
     stay = len(found.edges) - len(crossing)
     tail = f"\nnot shown: {counted(stay, 'edge')} inside one replica" if stay else ""
-    return (
-        f"{columns(header, rows)}{tail}\n"
-        f"{counted(found.barriers or 0, 'barrier')} a step; on one host no messages, only "
-        "shared memory"
-    )
+    meets = f"{counted(found.barriers, 'barrier')} a step" if found.barriers else "no barriers"
+    memory = "on one host no messages, only shared memory"
+    return f"{columns(header, rows)}{tail}\n{meets}; {memory}"
 
 
 def _memory_section(found: Explanation) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from flowml.actions import Load
 from flowml.compiler.measured import Measured
-from flowml.compiler.prediction import slack_of
+from flowml.compiler.own_pace import slack_of
 from flowml.compiler.stages import compile_graph
 from flowml.compiler.traffic import LONGEST_AVERAGE
 from flowml.data.stream import BatchStream

@@ -8,7 +8,7 @@ import flowml as fl
 from flowml.compiler.curve import predict_plan
 from flowml.compiler.explain import explain
 from flowml.compiler.measured import Measured
-from flowml.compiler.prediction import queueing
+from flowml.compiler.own_pace import queueing
 from flowml.compiler.spread import spread
 from flowml.compiler.stages import compile_graph
 from flowml.runtime.figures import Figures
