@@ -4,11 +4,11 @@
                                              [--graphs ssgd local_sgd ssp batch_gradient]
                                              [--repetitions 5] [--seconds 1] [--json FILE]
 
-Each repetition times the parts of a step on the workers (graph.measure), predicts, and runs the
-graph on the same workers right after, so that a busy spell of the machine falls on both; then one
-replica runs on the same examples, as one batch. Ratios are those of the medians over the
-repetitions. A measured step is the mean over all steps of a run and both replicas; the wall time
-beside it includes the windows and their submission.
+Each repetition runs the graph on two workers between two measurements there (graph.measure), so
+that a busy spell of the machine falls on both, and is set against the mean of the two predictions;
+then one replica runs on the same examples, as one batch. Ratios are medians over the repetitions.
+A measured step is the mean over all steps of a run and both replicas; the wall time beside it
+includes the windows and their submission.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ COUNTED_STEPS = 480
 
 @dataclass
 class Found:
-    """What one graph was predicted to do, and did; a number for each repetition. Seconds."""
+    """What one graph was predicted to do, and did; a number for each repetition. Seconds.
+
+    Predictions were made before each repetition, and once more after the last one.
+    """
 
     predicted: list[float] = field(default_factory=list)
     measured: list[float] = field(default_factory=list)
@@ -55,9 +58,18 @@ class Found:
     """A step: written, read."""
     counted_bytes: dict[str, float] = field(default_factory=dict)
 
+    def ratios(self) -> list[float]:
+        """Return for each repetition the predictions before and after it over the measured step."""
+        return [
+            (before + after) / 2 / measured
+            for before, after, measured in zip(
+                self.predicted, self.predicted[1:], self.measured, strict=False
+            )
+        ]
+
     def ratio(self) -> float:
-        """Return the median predicted step over the median measured one."""
-        return median(self.predicted) / median(self.measured)
+        """Return the median of the ratios."""
+        return median(self.ratios())
 
     def speedups(self) -> tuple[float, float]:
         """Return the predicted and the measured speed-up against one replica."""
@@ -103,6 +115,18 @@ def steps_in(graph: fl.Graph, seconds: float, **options: Any) -> int:
     return min(max(steps, FEWEST_STEPS), MOST_STEPS)
 
 
+def predicted(graph: fl.Graph, client: Client, found: Found) -> Any:
+    """Measure the parts of a step, and note the prediction; return the explanation."""
+    explanation = graph.explain(REPLICAS, measured=graph.measure(REPLICAS, client))
+    prediction = explanation.prediction
+    found.predicted.append(prediction.seconds)
+    found.predicted_one.append(prediction.one_replica_seconds)
+    found.parts.append(
+        {name: value for name, value in asdict(prediction).items() if "_seconds" in name}
+    )
+    return explanation
+
+
 def compare(
     graph: fl.Graph, alone: fl.Graph, client: Client, repetitions: int, seconds: float
 ) -> Found:
@@ -111,18 +135,13 @@ def compare(
     options = {**one, "replicas": REPLICAS}
     steps, steps_of_one = steps_in(graph, seconds, **options), steps_in(alone, seconds, **one)
     found = Found()
+    explanation = predicted(graph, client, found)
     for _ in range(repetitions):
-        explanation = graph.explain(REPLICAS, measured=graph.measure(REPLICAS, client))
         run = graph.run(steps=steps, **options)
-        prediction = explanation.prediction
-        found.predicted.append(prediction.seconds)
-        found.parts.append(
-            {name: value for name, value in asdict(prediction).items() if "_seconds" in name}
-        )
-        found.predicted_one.append(prediction.one_replica_seconds)
         found.measured.append(mean_step(run.history))
-        found.measured_one.append(mean_step(alone.run(steps=steps_of_one, **one).history))
         found.wall.append(run.seconds / run.steps)
+        explanation = predicted(graph, client, found)
+        found.measured_one.append(mean_step(alone.run(steps=steps_of_one, **one).history))
     moved = graph.run(steps=COUNTED_STEPS, record=True, **options).moved
     edges = explanation.edges
     found.predicted_bytes = {
@@ -138,17 +157,17 @@ def compare(
 
 def line(name: str, case: Case, found: Found) -> str:
     """Return a row of the table."""
-    predicted, measured, wall = (
+    times = "".join(
         f"{median(of) * 1e6:10,.0f}" for of in (found.predicted, found.measured, found.wall)
     )
-    each = [p / m for p, m in zip(found.predicted, found.measured, strict=True)]
+    each = found.ratios()
     sizes = "  ".join(
         f"{found.predicted_bytes[kind]:11,.0f} {found.counted_bytes[kind]:11,.0f}"
         for kind in ("written", "read")
     )
     faster = "  ".join(f"{speedup:9.2f}" for speedup in found.speedups())
     return (
-        f"{case.model:8} {case.batch:5} {name:15}{predicted}{measured}{wall}  {found.ratio():5.2f} "
+        f"{case.model:8} {case.batch:5} {name:15}{times}  {found.ratio():5.2f} "
         f"({min(each):.2f}-{max(each):.2f}){faster}  {sizes}"
     )
 
