@@ -2,7 +2,7 @@
 
 A replica computes for Z seconds and then holds the lock for S; with K of them that is a closed
 queue of one server, whose mean value analysis (Reiser and Lavenberg, JACM 1980) needs no more than
-Z, S and K. They wait for the slowest too, as far as their promise binds them.
+Z, S and K. They are held back by the slowest too, as far as their promise binds them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from flowml.compiler.loose_traffic import LooseTraffic
 from flowml.compiler.measured import CALL_SECONDS, Measured
 from flowml.compiler.prediction import Prediction, batches_of, crowding
-from flowml.compiler.spread import spread
+from flowml.compiler.spread import held_back
 from flowml.compiler.traffic import Traffic
 from flowml.freshness import loosest
 from flowml.runtime.loose_plan import LoosePlan, split
@@ -26,29 +26,27 @@ def predict_own_pace(traffic: Traffic, measured: Measured, larger: float) -> Pre
     loose = split(plan)
     moving = LooseTraffic.of(traffic)
     reads, delivers = moving.read_rate(), moving.deliver_rate()
-    slack = slack_of(loose)
-    rates = {READ: 1.0, COMPUTE: 1.0, DELIVER: 1.0}
-    differ = spread(measured.together, rates, replicas, slack + 1)
-    slowdown = crowding(replicas, measured)
+    slack, slowdown = slack_of(loose), crowding(replicas, measured)
     work = measured.seconds_of(COMPUTE, batches) + figures.loop_seconds + 2 * figures.lock_seconds
+    work *= slowdown
     held = _now_and_then(measured.seconds_of(READ), reads)
     held += _now_and_then(_delivery(moving, measured), delivers)
-    think, serve = work * slowdown * differ.slowest, held * differ.slowest
+    slowest = held_back(measured.together, replicas, slack)
     if slack == 0:  # they come for the lock together, one behind the other
-        waiting_for_lock = (replicas - 1) * serve
+        queued = (replicas - 1) * held
     else:
-        waiting_for_lock = queueing(think, serve, replicas) - think - serve
-    waking = differ.asleep * figures.wake_seconds / (slack + 1) if replicas > 1 else 0.0
+        queued = queueing(work, held, replicas) - work - held
+    waiting = (slowest - 1) * (work + held)
     whole = measured.seconds_of(COMPUTE, all_batches) + figures.loop_seconds
-    communication = (differ.slowest - 1) * (work * slowdown + held) + waiting_for_lock
+    communication = waiting + slowest * queued
     return Prediction(
         replicas,
-        work * slowdown,
-        (differ.slowest - 1) * (work * slowdown + held),
-        waking,
+        work,
+        waiting,
+        0.0,
         0.0,
         held,
-        waiting_for_lock,
+        slowest * queued,
         whole + held,
         max(2, math.ceil(whole / communication)) if communication else None,
         max(1.0, replicas / max(1, figures.cores)),

@@ -15,13 +15,21 @@ from itertools import pairwise
 import numpy as np
 
 from flowml.runtime.host_link import SPIN_SECONDS
+from flowml.runtime.loose_loop import LONGEST_SLEEP, SHORTEST_SLEEP
+from flowml.runtime.loose_loop import SPIN_SECONDS as LOOK_SECONDS
 from flowml.runtime.stopwatch import Timings
 from flowml.types import Array
 
 DRAWS = 16
 """Stretches that are drawn of a round which has several."""
+MOST_STEPS = 2000
+"""Steps of a loose run that are gone through."""
 NEIGHBOURS = 32
 """How far from its own round a replica that was not timed takes that of one which was."""
+
+_SLEEPS = np.minimum(SHORTEST_SLEEP * 2.0 ** np.arange(12), LONGEST_SLEEP)
+_LOOKS = LOOK_SECONDS + np.cumsum(_SLEEPS)
+"""When a waiting replica looks again, in seconds since it began to wait."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,48 @@ def spread(
     slept = (longest - drawn.min(axis=0)) * stretch > SPIN_SECONDS
     slowest = float(longest.mean() / mean) if mean > 0 else 1.0
     return Spread(max(1.0, slowest), float(slept.mean()), _meeting(timings, count, steps))
+
+
+def held_back(timings: Sequence[Timings], replicas: int, slack: float) -> float:
+    """Return how much longer steps take that may be ahead of the slowest by so many, at least 1.
+
+    Parameters
+    ----------
+    timings : sequence of Timings
+        As for :func:`spread`; all parts count.
+    slack : float
+        Steps; infinite: only the end is waited for.
+
+    Notes
+    -----
+    Step c of a replica begins when its step c - 1 has ended, and step c - slack - 1 of everyone;
+    whoever has to wait for that looks for it now and then, as loose_loop.py does.
+    """
+    if replicas < 2 or not timings:
+        return 1.0
+    rng = np.random.default_rng(0)
+    count = min(MOST_STEPS, min(len(one.rows) for one in timings))
+    rows = [one.rows[:count].sum(axis=1) for one in timings]
+    spent = np.stack([_like(rows[k % len(rows)], k < len(rows), rng) for k in range(replicas)])
+    if not spent.any():
+        return 1.0
+    if np.isinf(slack):
+        return float(spent.mean(axis=1).max() / spent.mean())
+    ended = np.zeros((count + 1, replicas))
+    for step in range(count):
+        began = ended[step]
+        if step > slack:
+            began = began + _looked_for(ended[step - int(slack)].max() - began)
+        ended[step + 1] = began + spent[:, step]
+    return max(1.0, float(ended[count].max() / count / spent.mean()))
+
+
+def _looked_for(seconds: Array) -> Array:
+    """Return when what comes after some seconds is seen: at once, or after the next sleep."""
+    late = np.searchsorted(_LOOKS, seconds)
+    known = _LOOKS[np.minimum(late, len(_LOOKS) - 1)]
+    found = np.where(late < len(_LOOKS), known, seconds + LONGEST_SLEEP / 2)
+    return np.where(seconds < LOOK_SECONDS, np.maximum(seconds, 0.0), found)
 
 
 def _meeting(timings: Sequence[Timings], count: int, steps: float) -> float | None:

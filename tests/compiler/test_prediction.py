@@ -9,7 +9,7 @@ from flowml.compiler.curve import predict_plan
 from flowml.compiler.explain import explain
 from flowml.compiler.measured import Measured
 from flowml.compiler.own_pace import queueing
-from flowml.compiler.spread import spread
+from flowml.compiler.spread import held_back, spread
 from flowml.compiler.stages import compile_graph
 from flowml.runtime.figures import Figures
 from flowml.runtime.stopwatch import Timings
@@ -210,6 +210,46 @@ def test_waiting_and_the_meeting_are_parts_of_the_step():
     assert found.waiting_seconds == pytest.approx(1e-3)
     assert found.barrier_seconds == pytest.approx(0.5e-3)  # as it was timed
     assert found.seconds == pytest.approx(3.5e-3)
+
+
+# -- being held back ------------------------------------------------------------------------------
+
+
+def test_without_slack_it_is_waiting_for_the_slowest_of_each_step():
+    pair = [timed([1, 3, 1, 3]), timed([3, 1, 3, 1])]
+    assert held_back(pair, 2, slack=0) == pytest.approx(1.5, rel=1e-3)
+
+
+def test_slack_evens_out_what_differs_from_step_to_step():
+    """One step ahead is enough for steps that take turns, and the last one is waited for."""
+    pair = [timed([1, 3] * 50), timed([3, 1] * 50)]
+    assert held_back(pair, 2, slack=1) == pytest.approx(1.0, rel=1e-2)
+
+
+def test_a_stop_is_waited_for_as_far_as_the_slack_does_not_reach():
+    """Each stops once for 10 s, at other times: with 4 steps of slack the other one loses 6."""
+    one, other = np.ones(40), np.ones(40)
+    one[10] += 10
+    other[30] += 10
+    spent = 40 + 10 + 10
+    for slack, saved in ((0, 0), (4, 4), (np.inf, 10)):
+        ratio = held_back([timed(one), timed(other)], 2, slack)
+        assert ratio == pytest.approx((spent - saved) / 50, rel=2e-3)
+
+
+def test_a_slow_core_holds_all_back_whatever_the_slack():
+    pair = [timed([1] * 200), timed([3] * 200)]
+    for slack in (0, 4, np.inf):
+        assert held_back(pair, 2, slack) == pytest.approx(1.5, rel=0.05)
+
+
+def test_who_waits_long_looks_seldom():
+    """A wait of 1 ms is seen at its next look: after 100 us, and sleeps of 50, 100, 200, ... us."""
+    pair = [timed([2e-3, 1e-3] * 100), timed([1e-3, 2e-3] * 100)]
+    slept = 100e-6 + (50 + 100 + 200 + 400 + 500) * 1e-6
+    # Each step one is 1 ms late, and the other, who slept, begins 0.25 ms after it.
+    assert held_back(pair, 2, slack=0) > 2e-3 / 1.5e-3
+    assert held_back(pair, 2, slack=0) <= (1e-3 + slept) / 1.5e-3
 
 
 # -- replicas at their own pace ------------------------------------------------------------------
