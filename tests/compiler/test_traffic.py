@@ -82,7 +82,7 @@ def test_a_loose_step_reads_and_delivers_what_is_predicted(name, replicas):
         plan,
         known_layouts(plan, probe_here(plan, ORDER)),
         (tuple(range(replicas)),),
-        measure(graph.logical, replicas).payloads,
+        measure(graph.logical, replicas).payloads if name in COMPRESSED else {},
     )
     moving = LooseTraffic.of(traffic)
     edges = [moving.edge(*port, "") for port in inputs(traffic)]
