@@ -15,7 +15,6 @@ from flowml.compiler.prediction import Prediction, batches_of, crowding
 from flowml.compiler.spread import Spread, spread
 from flowml.compiler.traffic import EdgeTraffic, Traffic
 from flowml.plan import PlanOperator
-from flowml.runtime.figures import Figures
 
 
 def predict_in_step(traffic: Traffic, measured: Measured, larger: float) -> Prediction:
@@ -26,31 +25,26 @@ def predict_in_step(traffic: Traffic, measured: Measured, larger: float) -> Pred
     own = {o.name: rates[o.name] for o in plan.steps if o.scope == REPLICA}
     shared = [o for o in plan.steps if o.scope != REPLICA]
     slowdown = crowding(replicas, measured)
-    work = _seconds(measured, own, batches) * slowdown
-    work += _keeping(traffic, measured) * slowdown
-    meetings, barriers = traffic.meetings(), traffic.barriers()
-    differ = spread(measured.together, own, replicas, 1 / meetings if meetings else math.inf)
-    if not meetings:
-        differ = Spread()
-    meeting = meetings * _met(differ, figures) + (barriers - meetings) * figures.barrier_seconds
-    meeting *= slowdown * _peers_cost(replicas) / _peers_cost(len(measured.together))
-    edges = [
-        (port, traffic.edge(o.name, number, "", traffic.hosts))
+    work = (_seconds(measured, own, batches) + _keeping(traffic, measured)) * slowdown
+    meetings = traffic.meetings()
+    differ = spread(measured.together, own, replicas, 1 / meetings) if meetings else Spread()
+    values = [
+        traffic.edge(o.name, number, "", traffic.hosts)
         for o in plan.steps
         for number, port in enumerate(o.inputs)
+        if not port.table
     ]
-    meeting += _exchanges([edge for _, edge in edges], measured)
-    values = [edge for port, edge in edges if not port.table]
+    met = _meeting(traffic, measured, differ, slowdown) + _exchanges(values, measured)
     read = math.fsum(edge.read_bytes or 0.0 for edge in values)
     transfer = read / replicas / figures.shared_bytes_per_second * slowdown
     waiting = work * (differ.slowest - 1)
     whole = _seconds(measured, own, all_batches) + figures.loop_seconds
-    communication = waiting + meeting + transfer
+    communication = waiting + met + transfer
     return Prediction(
         replicas,
         work + figures.loop_seconds,
         waiting,
-        meeting,
+        met,
         transfer,
         math.fsum(rates[o.name] * _shared_work(o, measured, replicas) for o in shared),
         0.0,
@@ -60,11 +54,15 @@ def predict_in_step(traffic: Traffic, measured: Measured, larger: float) -> Pred
     )
 
 
-def _met(differ: Spread, figures: Figures) -> float:
-    """Return the seconds of the meeting that ends the replicas' own work."""
-    if differ.meeting is not None:
-        return differ.meeting
-    return figures.barrier_seconds + differ.asleep * figures.wake_seconds
+def _meeting(traffic: Traffic, measured: Measured, differ: Spread, slowdown: float) -> float:
+    """Return the seconds of all barriers of a step on one host, beside waiting for the slowest."""
+    figures, meetings = measured.figures, traffic.meetings()
+    first = differ.meeting
+    if first is None:
+        first = figures.barrier_seconds + differ.asleep * figures.wake_seconds
+    found = meetings * first + (traffic.barriers() - meetings) * figures.barrier_seconds
+    peers = _peers_cost(traffic.plan.replicas) / _peers_cost(len(measured.together))
+    return found * slowdown * peers
 
 
 def _seconds(measured: Measured, rates: dict[str, float], batches: float) -> float:

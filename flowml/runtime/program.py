@@ -7,8 +7,10 @@ firings and run as it is: no graph, no plan and no lookup by name in the loop.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from time import perf_counter
 from typing import Protocol
 
@@ -113,11 +115,16 @@ class Programs:
             return found
         first = min(stop, max(start, 2 * self._cycle))  # before it, edges fill up
         turns, rest = divmod(stop - first, self._cycle)
+        one_turn = range(first, first + self._cycle if turns else first)
+        times: Counter[int] = Counter()
+        programs: dict[int, StepProgram] = {}
+        for step in chain(range(start, first), range(stop - rest, stop), one_turn):
+            program = self.of(step)
+            programs[id(program)] = program
+            times[id(program)] += turns if step in one_turn else 1
         found = Moved()
-        for step in (*range(start, first), *range(stop - rest, stop)):
-            found.add(self.of(step).moved)
-        for step in range(first, first + self._cycle if turns else first):
-            found.add(self.of(step).moved, turns)
+        for number, program in programs.items():
+            found.add(program.moved, times[number])
         return found
 
 

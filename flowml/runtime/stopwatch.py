@@ -175,6 +175,8 @@ def _loose_parts(
     made: list[object] = []
 
     def compute(step: int) -> None:
+        center.rule.room(0)  # as before each step of a run
+        center.rule.missing(0)
         made[:] = replica.compute(step)
 
     def deliver(step: int) -> None:
