@@ -226,6 +226,7 @@ class Graph:
         self,
         *,
         replicas: int,
+        groups: Groups = None,
         compute: Compute | None = None,
         network: Network | None = None,
         faults: Faults | None = None,
@@ -244,6 +245,7 @@ class Graph:
         Parameters
         ----------
         replicas : int
+        groups : int, or list of lists of ranks, optional
         compute, network, faults : Compute, Network, Faults, optional
             How long a step and a message take, and who is lost (``fl.simulate``).
         steps, epochs, seed, snapshots, record
@@ -259,7 +261,7 @@ class Graph:
         Raises
         ------
         PlanError
-            If the graph has groups, or something else that does not run beside stale edges.
+            If the graph has something that does not run beside stale edges.
         """
         order = order_of(
             steps=steps,
@@ -273,7 +275,7 @@ class Graph:
             record=record,
         )
         asked = Asked(
-            self.logical, positive("replicas", replicas), None, 1, "simulated", None, order
+            self.logical, positive("replicas", replicas), groups, 1, "simulated", None, order
         )
         self._check_length(order)
         made = compute or Compute(), network or Network(), faults or Faults()
