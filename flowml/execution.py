@@ -202,7 +202,7 @@ class Run:
         """Bytes between replicas, by edge, and messages between hosts.
 
         Of a run with stale, async or compressed edges: of the tables that replicas copied, and of
-        what they delivered as its codec makes it; all edges of a kind in one row.
+        what they delivered, as codecs and filters make it.
 
         Raises
         ------

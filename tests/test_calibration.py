@@ -80,7 +80,8 @@ def test_a_loose_graph_has_three_parts_and_meets_only_now_and_then(client):
 
 def test_payloads_come_from_the_codec(client):
     graph = from_file("top_k_ssgd", softmax(), examples(), batch_size=4, fraction=0.5)
-    assert timed(graph, client).payloads == {"mean": (18 + 2) * 8}  # of 36 and 3 numbers
+    found = timed(graph, client).payloads
+    assert found["gradient -> mean"] == (18 + 2) * 8  # of 36 and 3 numbers, each with its place
 
 
 def test_several_replicas_of_a_worker_take_part_as_threads(client):

@@ -147,7 +147,7 @@ def _edge_section(found: Explanation) -> str:
     ]
     header = ("edge, a step", "promise", "period", "written", "read", between)
     stay = len(found.edges) - len(crossing)
-    tail = f"\nnot shown: {counted(stay, 'edge')} inside one replica" if stay else ""
+    tail = f"\nnot shown: {counted(stay, 'edge')} inside one replica or group" if stay else ""
     meets = f"{counted(found.barriers, 'barrier')} a step" if found.barriers else "no barriers"
     memory = "on one host no messages, only shared memory"
     return f"{columns(header, rows)}{tail}\n{meets}; {memory}"

@@ -76,8 +76,17 @@ def measure(graph: LogicalGraph, replicas: int, *, threads: int = 1, seed: int =
 
 
 def one_replica(graph: LogicalGraph, threads: int = 1) -> Plan:
-    """Return the plan for one replica, in one group, with every edge delivering in every step."""
-    return compile_graph(graph, 1, 1, blas_threads=threads).every_step()
+    """Return the plan for one replica, in one group, with every edge delivering in every step.
+
+    Notes
+    -----
+    Without quorums: one replica is all there are.
+    """
+    plan = compile_graph(graph, 1, 1, blas_threads=threads).every_step()
+    operators = tuple(
+        replace(o, inputs=tuple(replace(p, members=None) for p in o.inputs)) for o in plan.operators
+    )
+    return replace(plan, operators=operators)
 
 
 def steps_between(plan: Plan) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowml.actions import Aggregate, Gradient
+from flowml.actions import Aggregate, Gradient, SparseRows
 from flowml.layout import Layout, layout_of
 from flowml.plan import Plan, PlanOperator, PlanPort
 from flowml.runtime.domain import Layouts, layout_of_port
@@ -15,11 +15,11 @@ def known_layouts(plan: Plan, measured: Layouts) -> dict[tuple[str, int], Layout
     Notes
     -----
     A gradient has the layout of its table and an aggregate that of what it combines; what a map
-    makes is only known from a measurement.
+    makes is only known from a measurement. A sparse table has no layout: it grows.
     """
     found = dict(measured)
     for table in plan.tables:
-        if (table.name, -1) not in found:
+        if (table.name, -1) not in found and not isinstance(table.init, SparseRows):
             found[table.name, -1] = layout_of(initial(plan, table, 0, 0))
     for operator in plan.steps:
         for output in range(operator.outputs):

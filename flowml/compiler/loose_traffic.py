@@ -1,7 +1,8 @@
 """What replicas at their own pace read and deliver in a step, as the ledger of a run counts it.
 
 A replica copies a table before a step in which somebody reads it, if it has changed; what it made
-is written to its queue at a gate, as its codec makes it, and applied there by whoever sets it off.
+is written to its queue at a gate, as codec and filter make it, and applied there by whoever sets it
+off. What depends on the values themselves (filters, rows by key) is known from a measurement only.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from flowml.actions import REPLICA, Aggregate
+from flowml.actions import GLOBAL, Aggregate
 from flowml.compiler.layouts import layout_of_source
 from flowml.compiler.traffic import EdgeTraffic, Traffic
-from flowml.plan import PlanOperator
-from flowml.protocol.promise_rule import ReadSpec
+from flowml.plan import PlanOperator, PlanPort
+from flowml.protocol.promise_specs import ReadSpec
 from flowml.runtime.loose_plan import Gate, LoosePlan, split
 
 
@@ -34,23 +35,20 @@ class LooseTraffic:
         plan = self.traffic.plan
         reader = plan.operator(name)
         port, edge = reader.inputs[number], plan.edge_name(reader, number)
-        gate = next((g for g in self.loose.gates if g.operator.name == name), None)
-        shared = port.table and plan.table(port.source).scope != REPLICA
         written: float | None = 0.0
         read: float | None = 0.0
+        gate = next((g for g in self.loose.gates if g.operator.name == name), None)
         if plan.replicas > 1 and gate is not None and number == 0:
             written = self._delivered(gate)
-        elif plan.replicas > 1 and shared and reader.scope == REPLICA:
-            read = self._copied(reader, number)
+        elif plan.replicas > 1 and reader.scope != GLOBAL and plan.scope_of(port) == GLOBAL:
+            read = self._received(reader, number)
         else:
             return EdgeTraffic(edge, promise, port.every, False, 0.0, 0.0, 0.0, 0.0)
         return EdgeTraffic(edge, promise, port.every, True, written, read, 0.0, 0.0)
 
     def read_rate(self) -> float:
-        """Return in which part of the steps a replica copies a table."""
-        tables = {read.table for read in self.loose.reads}
-        rates = [self._table_rate(t) * self._changed(t) for t in tables]
-        return max(rates, default=0.0)
+        """Return in which part of the steps a replica copies something."""
+        return max((self._rate(r) * self._changed(r) for r in self.loose.reads), default=0.0)
 
     def deliver_rate(self) -> float:
         """Return in which part of the steps a replica has something for a gate."""
@@ -64,44 +62,67 @@ class LooseTraffic:
         ]
         return float(sum(layout.nbytes for layout in layouts if layout is not None))
 
+    # -- deliveries ----------------------------------------------------------------------------
+
     def _delivered(self, gate: Gate) -> float | None:
-        port, plan = gate.operator.inputs[0], self.traffic.plan
-        nbytes: float | None = self.traffic.payloads.get(gate.operator.name)
-        if nbytes is None and port.codec is None:
-            layout = layout_of_source(plan, self.traffic.layouts, port)
-            nbytes = None if layout is None else float(layout.nbytes)
-        return None if nbytes is None else plan.replicas * nbytes * self._gate_rate(gate)
+        port = gate.operator.inputs[0]
+        edge = self.traffic.plan.edge_name(gate.operator, 0)
+        depends = port.codec is not None or port.threshold is not None or port.ids is not None
+        nbytes = self._bytes(edge, port, depends=depends)
+        members = self.loose.teams[gate.spec.team].members
+        return None if nbytes is None else members * nbytes * self._gate_rate(gate)
+
+    def _bytes(self, edge: str, port: PlanPort, *, depends: bool) -> float | None:
+        """Return the bytes of one value on an edge, measured if they depend on more than shapes."""
+        layout = layout_of_source(self.traffic.plan, self.traffic.layouts, port)
+        if depends or layout is None:
+            return self.traffic.payloads.get(edge)
+        return float(layout.nbytes)
 
     def _gate_rate(self, gate: Gate) -> float:
         firing, port = self.traffic.firing, gate.operator.inputs[0]
         return self.traffic.mean(lambda step: firing.delivers(port, step))
 
-    def _copied(self, reader: PlanOperator, number: int) -> float:
-        """Return what is copied of a table for an edge: once a step, for the first that reads."""
-        plan, table = self.traffic.plan, reader.inputs[number].source
-        edges = [r for r in self.loose.reads if r.table == table]
-        mine = [r.reader for r in edges].index(reader.name)
-        if any(p.source == table and p.table for p in reader.inputs[:number]):
+    @staticmethod
+    def makes_a_version_each(gate: Gate) -> bool:
+        """Tell whether each contribution changes the table by itself, at the end of a run."""
+        last = gate.spec.promises[-1][1]
+        if isinstance(gate.operator.action, Aggregate):
+            return math.isinf(last) and not gate.spec.quorum
+        return last > 0
+
+    # -- reads ---------------------------------------------------------------------------------
+
+    def _received(self, reader: PlanOperator, number: int) -> float | None:
+        """Return what all replicas copy for an edge in a step."""
+        plan, port = self.traffic.plan, reader.inputs[number]
+        edges = [r for r in self.loose.reads if r.source == port.source]
+        mine = next(r for r in edges if r.reader == reader.name)
+        if any(p.source == port.source and p.table == port.table for p in reader.inputs[:number]):
             return 0.0
+        edge = plan.edge_name(reader, number)
+        nbytes = self._bytes(edge, port, depends=port.codec is not None or port.ids is not None)
+        if nbytes is None:
+            return None
+        if mine.answer or port.ids is not None:  # each reader gets its own
+            return plan.replicas * nbytes * self._rate(mine)
+        before = edges[: edges.index(mine)]
         rate = self.traffic.mean(
             lambda step: (
-                self._is_due(edges[mine], step)
-                and not any(self._is_due(other, step) for other in edges[:mine])
+                self._is_due(mine, step) and not any(self._is_due(other, step) for other in before)
             )
         )
-        nbytes = self.traffic.layouts[table, -1].nbytes
-        return plan.replicas * nbytes * rate * self._changed(table)
+        return plan.replicas * nbytes * rate * self._changed(mine)
 
     def _is_due(self, read: ReadSpec, step: int) -> bool:
-        if read.every > 1:
-            return step % read.every == 0
+        if read.answer or read.every > 1:
+            return read.is_due(step)
         return self.traffic.firing.fires(self.traffic.plan.operator(read.reader), step)
 
-    def _table_rate(self, table: str) -> float:
-        edges = [r for r in self.loose.reads if r.table == table]
-        return self.traffic.mean(lambda step: any(self._is_due(r, step) for r in edges))
+    def _rate(self, read: ReadSpec) -> float:
+        return self.traffic.mean(lambda step: self._is_due(read, step))
 
-    def _changed(self, table: str) -> float:
+    def _changed(self, read: ReadSpec) -> float:
         """Return in which part of its reads a table has changed since the read before.
 
         Notes
@@ -109,19 +130,14 @@ class LooseTraffic:
         It has if the replica itself delivered in between. Else somebody else may have: each with
         the same chance where every contribution makes a version, all together where a sum does.
         """
-        gate = next((g for g in self.loose.gates if g.spec.table == table), None)
-        reads = self._table_rate(table)
-        if gate is None or not reads:
+        edges = [r for r in self.loose.reads if r.source == read.source]
+        reads = self.traffic.mean(lambda step: any(self._is_due(r, step) for r in edges))
+        if read.gate < 0 or not reads:
             return 0.0
+        if read.answer:
+            return 1.0
+        gate = self.loose.gates[read.gate]
         own = self._gate_rate(gate) / reads
         if own >= 1 or not self.makes_a_version_each(gate):
             return min(1.0, own)
         return float(1 - (1 - own) ** self.traffic.plan.replicas)
-
-    @staticmethod
-    def makes_a_version_each(gate: Gate) -> bool:
-        """Tell whether each contribution changes the table by itself, at the end of a run."""
-        last = gate.spec.promises[-1][1]
-        if isinstance(gate.operator.action, Aggregate):
-            return math.isinf(last)
-        return last > 0

@@ -32,7 +32,7 @@ class Measured:
     layouts : mapping of (operator, output) to Layout
         Of what operators make; tables as (table, -1).
     payloads : mapping of str to float
-        Bytes of a contribution, by the operator that it flows into, where a codec makes them.
+        Bytes a step of each edge that passes a gate, where codec, filter or row ids make them.
     replicas : int
         How many there were, which decides the share of a load without a batch size.
     figures : Figures

@@ -14,6 +14,7 @@ from flowml.plan import PlanOperator
 from flowml.runtime.center_memory import HEADER as SLOT_HEADER
 from flowml.runtime.domain import HEADER, Domain, layout_of_port, map_memory
 from flowml.runtime.loose_plan import is_loose, split
+from flowml.runtime.row_tables import is_row_table
 from flowml.runtime.tablestate import RuleState, whole
 
 
@@ -23,9 +24,10 @@ class Memory:
 
     Attributes
     ----------
-    tables : int
-        All versions of all instances, and the copies that replicas keep for themselves.
-    rules : int
+    tables : int or None
+        All versions of all instances, and the copies that replicas keep for themselves. None if
+        some are kept as rows, whose number is not known.
+    rules : int or None
         State of the rules, such as momentum: once a table, cut in slices, or once a copy.
     regions : int or None
         What crosses between replicas: values of a step, or under stale and async edges the
@@ -34,14 +36,16 @@ class Memory:
         What codecs keep between values, such as residuals.
     """
 
-    tables: int
-    rules: int
+    tables: int | None
+    rules: int | None
     regions: int | None
     codecs: int | None = 0
 
 
 def memory_of(traffic: Traffic) -> Memory:
     """Return what a run holds on one host."""
+    if any(is_row_table(traffic.plan, table) for table in traffic.plan.tables):
+        return Memory(None, None, None, None)
     tables, rules = _tables(traffic)
     try:
         if is_loose(traffic.plan):
@@ -71,7 +75,10 @@ def _queues(traffic: Traffic) -> int:
     loose, found = split(traffic.plan), 0
     for gate in loose.gates:
         layout = layout_of_port(loose.plan, traffic.layouts, gate.operator.inputs[0])
-        found += loose.plan.replicas * loose.queue * (layout.nbytes + 8 * SLOT_HEADER)
+        action = gate.operator.action
+        copies = 2 if isinstance(action, Update) and action.rule.reads else 1  # what was read too
+        slots = loose.teams[gate.spec.team].members * (loose.queue + 1)  # one for the late
+        found += slots * (copies * layout.nbytes + 8 * SLOT_HEADER)
     return found
 
 
@@ -84,7 +91,8 @@ def _codecs(traffic: Traffic) -> int:
         layout = layout_of_port(loose.plan, traffic.layouts, port)
         for leaf in layout.leaves:
             state = port.codec.init(leaf.shape, layout.dtypes[leaf.buffer], 0)
-            found += loose.plan.replicas * sum(np.asarray(part).nbytes for part in state)
+            members = loose.teams[gate.spec.team].members
+            found += members * sum(np.asarray(part).nbytes for part in state)
     return found
 
 

@@ -55,8 +55,8 @@ def predict_own_pace(traffic: Traffic, measured: Measured, larger: float) -> Pre
 
 def slack_of(loose: LoosePlan) -> float:
     """Return how many steps a replica may be ahead of the slowest."""
-    bounds = [loosest(read.promises) for read in loose.reads]
-    return max(bounds, default=math.inf)
+    bounds = [loosest(read.promises) for read in loose.reads if read.gate >= 0]
+    return min(bounds, default=math.inf)
 
 
 def _now_and_then(seconds: float, rate: float) -> float:

@@ -85,7 +85,7 @@ class Traffic:
     layouts : mapping of (operator, output) to Layout
     hosts : tuple of tuple of int
     payloads : mapping of str to float
-        Bytes of a contribution, by the operator that it flows into, where a codec makes them.
+        Bytes a step of each edge that passes a gate, where codec, filter or row ids make them.
     """
 
     plan: Plan

@@ -19,6 +19,7 @@ from flowml.runtime.domain import (
     region_of_port,
 )
 from flowml.runtime.moved import Moved
+from flowml.runtime.private_rows import PrivateRows
 from flowml.runtime.rank import Rank
 from flowml.runtime.ranktable import RankTable
 from flowml.runtime.values import EMPTY, Kept, Value, agreed_examples, copied
@@ -48,10 +49,11 @@ class Pattern:
         """Count bytes that an input of a reader takes from shared memory."""
         self.moved.read[self.rank.plan.edge_name(reader, number)] += nbytes
 
-    def reads_table(self, reader: PlanOperator, number: int, table: RankTable) -> RankTable:
-        """Count what an input reads of a table, if that lies in shared memory; return the table."""
-        plan = self.rank.plan
-        if plan.scope_of(reader.inputs[number]) != REPLICA and not plan.own_copies:
+    def table(self, reader: PlanOperator, number: int, name: str) -> RankTable | PrivateRows:
+        """Return a table that an input reads, and count that if it lies in shared memory."""
+        plan, table = self.rank.plan, self.rank.tables[name]
+        shared = plan.scope_of(reader.inputs[number]) != REPLICA and not plan.own_copies
+        if shared and isinstance(table, RankTable):
             self.reads(reader, number, table.layout.nbytes)
         return table
 
@@ -110,12 +112,11 @@ def fresh(pattern: Pattern, reader: PlanOperator, number: int) -> Getter:
     """Return a function that gives what the source of an input made in this very step."""
     rank, port = pattern.rank, reader.inputs[number]
     if port.table:
-        return pattern.reads_table(reader, number, rank.tables[port.source]).value
+        return pattern.table(reader, number, port.source).value
     source = rank.plan.operator(port.source)
     if source.writes is not None:
         writes = pattern.writes_before(source, including=True)
-        table = pattern.reads_table(reader, number, rank.tables[source.writes])
-        return partial(table.value, writes)
+        return partial(pattern.table(reader, number, source.writes).value, writes)
     if port.crosses:
         instance = rank.instance(source.scope)
         region = pattern.region(("out", port.source, port.output, instance))

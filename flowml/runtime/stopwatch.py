@@ -9,6 +9,7 @@ machine may differ by half for a tenth of a second.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -16,19 +17,25 @@ from time import perf_counter
 import numpy as np
 
 from flowml.data.stream import BatchStream
+from flowml.errors import StalledError
 from flowml.plan import Plan
 from flowml.runtime.center import Center
 from flowml.runtime.center_memory import CenterMemory
-from flowml.runtime.domain import Layouts
+from flowml.runtime.cursor import Act, Cursor
+from flowml.runtime.domain import Domain, Layouts
 from flowml.runtime.inputs import Pattern
+from flowml.runtime.interleaved import group_memory
 from flowml.runtime.loose_plan import is_loose, split
-from flowml.runtime.loose_rank import LooseRank
+from flowml.runtime.loose_rank import EVENT, NO_EDGE, LooseRank
+from flowml.runtime.moved_loose import edge_names
 from flowml.runtime.outcome import Order
 from flowml.runtime.program import BODIES
 from flowml.runtime.threads import thread_ranks
 from flowml.types import Array
 
 READ, COMPUTE, DELIVER = "read", "compute", "deliver"
+BYTES, EDGE = (list(EVENT.names or ()).index(name) for name in ("bytes", "edge"))
+"""Where these stand in a row of the record."""
 WARM_UP_STEPS = 2
 ROUND_SECONDS = 0.02
 FEWEST_ROUNDS = 3
@@ -55,7 +62,7 @@ class Timings:
     examples : float
         Of a batch.
     payloads : mapping of str to float
-        Bytes of a contribution, by the operator that it flows into, as its codec makes it.
+        Bytes a step of each edge of a loose plan, as its codec, filter or row ids make them.
     """
 
     parts: tuple[str, ...]
@@ -75,12 +82,10 @@ class Parts:
     """A replica whose step can be made and timed part by part."""
 
     names: tuple[str, ...]
-    acts: tuple[Callable[[int], object], ...]
-    """Each part as a function of the step."""
-    commit: Callable[[], None]
-    """Called after each step."""
+    step: Callable[[int], list[float]]
+    """Makes a step; returns the seconds of each part."""
     payloads: Callable[[int], dict[str, float]]
-    """Bytes of a contribution after so many steps."""
+    """Bytes a step of each edge that passes a gate, after so many steps."""
 
 
 def time_parts(
@@ -103,12 +108,10 @@ def time_parts(
     steps_between : int
         Steps of a round; 0: as many as fit into 20 ms.
     """
-    make = _loose_parts if is_loose(plan) else _operators
-    found = make(plan, layouts, streams, order)
-    step = 0
-    for _ in range(WARM_UP_STEPS):
-        _timed_step(found, step)
-        step += 1
+    found = (_at_own_pace if is_loose(plan) else _operators)(plan, layouts, streams, order)
+    for step in range(WARM_UP_STEPS):
+        found.step(step)
+    step = WARM_UP_STEPS
     rows: list[list[float]] = []
     cuts, meetings = [0], []
     until = perf_counter() + seconds
@@ -119,7 +122,7 @@ def time_parts(
         while len(rows) == first or (
             len(rows) < first + steps_between if steps_between else perf_counter() < end
         ):
-            rows.append(_timed_step(found, step))
+            rows.append(found.step(step))
             step += 1
         cuts.append(len(rows))
         since = perf_counter()
@@ -136,61 +139,85 @@ def time_parts(
     )
 
 
-def _timed_step(found: Parts, step: int) -> list[float]:
-    row, since = [], perf_counter()
-    for act in found.acts:
-        act(step)
-        now = perf_counter()
-        row.append(now - since)
-        since = now
-    found.commit()
-    return row
-
-
 def _operators(
     plan: Plan, layouts: Layouts, streams: Mapping[str, BatchStream], order: Order
 ) -> Parts:
     (rank,) = thread_ranks(plan, layouts, order, [dict(streams)])
+    acts = tuple(BODIES[o.kind](Pattern(rank, 0), o) for o in plan.steps)
+    commits = [(rank.tables[t.name], len(t.writes)) for t in plan.tables]
 
-    def commit() -> None:
-        for table in plan.tables:
-            rank.tables[table.name].commit(len(table.writes))
+    def make(step: int) -> list[float]:
+        row, since = [], perf_counter()
+        for act in acts:
+            act(step)
+            now = perf_counter()
+            row.append(now - since)
+            since = now
+        for table, writes in commits:
+            table.commit(writes)
+        return row
 
+    return Parts(tuple(o.name for o in plan.steps), make, lambda steps: {})
+
+
+def _at_own_pace(
+    plan: Plan, layouts: Layouts, streams: Mapping[str, BatchStream], order: Order
+) -> Parts:
+    cursor = _cursor(plan, layouts, streams, order)
+    moved: Counter[int] = Counter()
+
+    def make(step: int) -> list[float]:
+        spent = dict.fromkeys((READ, COMPUTE, DELIVER), 0.0)
+        since = perf_counter()
+        while cursor.step == step:
+            part = _PART_OF.get(cursor.act, COMPUTE)
+            _go(cursor, moved)
+            now = perf_counter()
+            spent[part] += now - since
+            since = now
+        return list(spent.values())
+
+    names = edge_names(split(plan))
     return Parts(
-        tuple(o.name for o in plan.steps),
-        tuple(BODIES[o.kind](Pattern(rank, 0), o) for o in plan.steps),
-        commit,
-        lambda steps: {},
+        (READ, COMPUTE, DELIVER),
+        make,
+        lambda steps: {names[edge]: nbytes / steps for edge, nbytes in moved.items()},
     )
 
 
-def _loose_parts(
+_PART_OF = {Act.READ: READ, Act.ANSWER: READ, Act.DELIVER: DELIVER}
+"""What is done with the lock in hand; the rest is the replica's own."""
+
+
+def _go(cursor: Cursor, moved: Counter[int]) -> None:
+    """Let a replica that is alone do its next action, and count the bytes of each edge."""
+    missing = cursor.blocked()  # looked at before each action, as in a run
+    if missing is not None:
+        raise StalledError(
+            f"edge {missing.edge}",
+            "a replica that is alone waits for nobody",
+            str(missing),
+            "This is a fault in flowml.",
+            edge=missing.edge,
+            waiting_for="",
+            since_seconds=0.0,
+        )
+    for row in cursor.go():
+        if row[EDGE] != NO_EDGE:
+            moved[int(row[EDGE])] += int(row[BYTES])
+
+
+def _cursor(
     plan: Plan, layouts: Layouts, streams: Mapping[str, BatchStream], order: Order
-) -> Parts:
+) -> Cursor:
+    """Return the only replica of a loose plan, before step 0."""
     loose = split(plan)
     memory = CenterMemory.private(loose, layouts, order.seed)
     center = Center(loose, layouts, memory, order.on_nonfinite == "stop")
     center.rule.begin()
-    replica = LooseRank.make(loose, 0, layouts, order, streams)
-    made: list[object] = []
-
-    def compute(step: int) -> None:
-        center.rule.room(0)  # as before each step of a run
-        center.rule.missing(0)
-        made[:] = replica.compute(step)
-
-    def deliver(step: int) -> None:
-        center.deliver(0, made, replica.staleness)  # type: ignore[arg-type]
-
-    def payloads(steps: int) -> dict[str, float]:
-        return {
-            loose.gates[gate].operator.name: codec.sent_bytes / steps
-            for gate, codec in replica.codecs.items()
-        }
-
-    return Parts(
-        (READ, COMPUTE, DELIVER),
-        (lambda step: replica.read(center), compute, deliver),
-        lambda: None,
-        payloads,
-    )
+    domain = Domain(0, ((0,),))
+    shared = group_memory(loose.local, layouts, domain)
+    replica = LooseRank.make(loose, 0, layouts, order, streams, memory.specs, domain, shared)
+    cursor = Cursor(replica, center)
+    cursor.peers = [cursor]
+    return cursor

@@ -161,8 +161,8 @@ def test_memory_counts_queues_copies_and_residuals_of_a_loose_graph():
     graph = sync_sgd(lambda w: w.stale(3), codec=fl.codecs.top_k(0.5))
     found = explain(graph, 2, probe=None).memory
     assert found.tables == 2 * NBYTES + 2 * NBYTES  # two versions, and a copy a replica
-    queue = 2 * 3 + 2  # steps of a replica that a gate holds
-    assert found.regions == 2 * queue * (NBYTES + 24)
+    slots = 2 * 3 + 2 + 1  # steps of a replica that a gate holds, and one that is late
+    assert found.regions == 2 * slots * (NBYTES + 40)
     assert found.codecs == 2 * NBYTES
     assert "codecs 64 B" in str(explain(graph, 2, probe=None))
 
@@ -210,7 +210,10 @@ def test_the_measurement_of_a_loose_graph_has_three_parts_and_its_payloads():
     graph = sync_sgd(lambda w: w.stale(3), codec=fl.codecs.top_k(0.5))
     found = measure(graph, 2)
     assert set(found.seconds) == {"read", "compute", "deliver"}
-    assert found.payloads == {"mean": 4 * (4 + 4)}  # of 8 numbers 4, each with its place
+    assert found.payloads == {
+        "w -> gradient": NBYTES,
+        "gradient -> mean": 4 * (4 + 4),  # of 8 numbers 4, each with its place
+    }
 
 
 def test_the_graph_explains_itself():

@@ -1,6 +1,7 @@
 """Predicted bytes are those that the programs of the ranks move, edge by edge."""
 
 import dask
+import numpy as np
 import pytest
 
 import flowml as fl
@@ -106,6 +107,30 @@ def test_a_period_of_the_push_alone_leaves_reads_without_news():
     assert read.read_bytes == pytest.approx(2 * nbytes * 7 / 16)
     assert moving.edge("update_w", 0, "").written_bytes == 2 * nbytes / 4
     assert moving.deliver_rate() == 1 / 4
+
+
+def test_rows_and_filters_are_as_large_as_they_were_in_the_measurement():
+    graph = rows_by_key()
+    run = graph.run(steps=STEPS, replicas=2, executor="serial", record=True)
+    plan = run.outcome.plan
+    payloads = measure(graph.logical, 2).payloads
+    traffic = Traffic.of(plan, known_layouts(plan, {}), ((0, 1),), payloads)
+    moving = LooseTraffic.of(traffic)
+    edges = [moving.edge(*port, "") for port in inputs(traffic)]
+    read = {edge.edge: STEPS * edge.read_bytes for edge in edges if edge.read_bytes}
+    written = {edge.edge: STEPS * edge.written_bytes for edge in edges if edge.written_bytes}
+    assert read == {"s -> rows": 2 * STEPS * 8 * (3 * 4 + 8)}  # eight rows and their keys
+    assert read == pytest.approx(dict(run.moved.read))
+    assert written == pytest.approx(dict(run.moved.written))
+
+
+def rows_by_key():
+    """Return a graph in which each batch names eight rows of a table, no two of them equal."""
+    s = fl.sparse_table("s", 3)
+    batch = fl.load((np.arange(80), np.ones(80)), batch_size=8)
+    ids = fl.map(lambda b: b[0], batch, name="ids")
+    rows = fl.map(lambda r: -r, s.async_().at(ids), name="rows")
+    return fl.Graph(fl.update(s.at(ids), rows, fl.sgd(0.1)))
 
 
 def pushed_every(period):
