@@ -24,6 +24,7 @@ from flowml.runtime.oversight import Oversight
 from flowml.runtime.placing import Placement, place_data
 from flowml.runtime.runspec import without_sources
 from flowml.runtime.shipping import ship_plan
+from flowml.runtime.stopwatch import Timings
 from flowml.runtime.trial import Trial, Tried, run_trial
 
 logger = logging.getLogger(__name__)
@@ -128,13 +129,27 @@ def _summed_up(found: Sequence[Tried], replicas: int, cores: int) -> Measured:
     means = [timings.means() for timings in timed]
     parts = timed[0].parts
     alone = next((tried.whole for tried in found if tried.whole is not None), None)
+    whole, factor = ({}, 1.0) if alone is None else _all_examples(alone, timed[0], replicas)
     return Measured(
         {part: float(np.mean([m[part] for m in means])) for part in parts},
-        alone.means() if alone else {},
-        alone.examples / timed[0].examples if alone else 1.0,
+        whole,
+        factor,
         tuple(timed),
         next(tried.layouts for tried in found if tried.layouts),
         timed[0].payloads,
         replicas,
         together([one for tried in found for one in tried.figures], cores),
     )
+
+
+def _all_examples(alone: Timings, one: Timings, replicas: int) -> tuple[dict[str, float], float]:
+    """Return what one replica takes for several batches as one, and how many these are.
+
+    Notes
+    -----
+    A batch that could not be made larger takes so many times as long.
+    """
+    factor, means = alone.examples / one.examples, alone.means()
+    if factor > 1:
+        return means, factor
+    return {part: replicas * seconds for part, seconds in means.items()}, float(replicas)

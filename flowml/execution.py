@@ -202,7 +202,8 @@ class Run:
         """Bytes between replicas, by edge, and messages between hosts.
 
         Of a run with stale, async or compressed edges: of the tables that replicas copied, and of
-        what they delivered, as codecs and filters make it.
+        what they delivered, as codecs and filters make it. Of a synchronous run in the executors
+        serial and tasks, whose replicas share no memory, nothing.
 
         Raises
         ------

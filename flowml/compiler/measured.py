@@ -61,6 +61,8 @@ class Measured:
     def seconds_of(self, part: str, batches: float = 1.0) -> float:
         """Return the seconds of a part on so many batches as one: a straight line through both.
 
+        Less than a batch takes its part of the time.
+
         Examples
         --------
         >>> found = Measured({"gradient": 1e-3}, {"gradient": 1.6e-3}, factor=4)
@@ -70,7 +72,7 @@ class Measured:
         0.003
         """
         one = self.seconds.get(part, 0.0)
-        if part not in self.whole or self.factor <= 1:
+        if part not in self.whole or self.factor <= 1 or batches < 1:
             return max(one * batches, min(one, CALL_SECONDS))
         slope = max(0.0, self.whole[part] - one) / (self.factor - 1)
         return max(one + slope * (batches - 1), min(one, CALL_SECONDS))

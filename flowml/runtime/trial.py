@@ -189,13 +189,19 @@ def _in_threads(jobs: Sequence[Callable[[], _Rank]]) -> list[_Rank]:
 
 
 def _alone(trial: Trial) -> Timings | None:
-    """Time rank 0 on batches ``factor`` times as large, as far as its share goes."""
+    """Time rank 0 on batches ``factor`` times as large, as far as its share goes.
+
+    Notes
+    -----
+    A batch that is the whole share cannot be larger: it is only timed again, while nobody else is
+    busy.
+    """
     feeds = {}
     for name, feed in trial.feeds.items():
         order = feed.orders[0]
-        if order.batch_size is None or not order.batches():
+        if not order.batches():
             return None
-        size = min(order.batch_size * trial.factor, order.share.rows)
+        size = order.batch_size and min(order.batch_size * trial.factor, order.share.rows)
         larger = replace(order, batch_size=size)
         feeds[name] = replace(feed, orders=(larger,), steps_per_epoch=larger.batches())
     larger_trial = replace(trial, feeds=feeds)
