@@ -83,6 +83,7 @@ def order_of(
         snapshots=_snapshots(snapshots),
         max_seconds=_seconds("max_seconds", max_seconds),
         deadline_seconds=_duration(deadline),
+        longest_message=configuration.read("max-message"),
         step_seconds=_seconds("step_seconds", step_seconds) or configuration.read("step-seconds"),
         on_nonfinite=_nonfinite(on_nonfinite),
         record=_yes_or_no("record", record),

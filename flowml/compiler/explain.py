@@ -147,7 +147,7 @@ def _edges(graph: LogicalGraph, traffic: Traffic) -> tuple[EdgeTraffic, ...]:
     ]
     if is_loose(traffic.plan):
         loose = LooseTraffic.of(traffic)
-        return tuple(loose.edge(*port) for port in inputs)
+        return tuple(loose.edge(*port, hosts) for port in inputs)
     return tuple(traffic.edge(*port, hosts) for port in inputs)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from flowml.actions import GLOBAL, Aggregate
 from flowml.compiler.layouts import layout_of_source
-from flowml.compiler.traffic import EdgeTraffic, Traffic
+from flowml.compiler.traffic import EdgeTraffic, Hosts, Traffic
 from flowml.plan import PlanOperator, PlanPort
 from flowml.protocol.promise_specs import ReadSpec
 from flowml.runtime.loose_plan import Gate, LoosePlan, split
@@ -30,8 +30,14 @@ class LooseTraffic:
         """Return the counter of a loose plan."""
         return cls(traffic, split(traffic.plan))
 
-    def edge(self, name: str, number: int, promise: str) -> EdgeTraffic:
-        """Return what an input of an operator carries."""
+    def edge(self, name: str, number: int, promise: str, apart: Hosts) -> EdgeTraffic:
+        """Return what an input of an operator carries.
+
+        Parameters
+        ----------
+        apart : tuple of tuple of int
+            Hosts that messages are counted for.
+        """
         plan = self.traffic.plan
         reader = plan.operator(name)
         port, edge = reader.inputs[number], plan.edge_name(reader, number)
@@ -44,7 +50,16 @@ class LooseTraffic:
             read = self._received(reader, number)
         else:
             return EdgeTraffic(edge, promise, port.every, False, 0.0, 0.0, 0.0, 0.0)
-        return EdgeTraffic(edge, promise, port.every, True, written, read, 0.0, 0.0)
+        share = 1 - len(apart[0]) / plan.replicas  # of those who are not with the tables
+        nbytes = None if written is None or read is None else share * (written + read)
+        asked = 2 * share * plan.replicas * self._asks(name, number)
+        return EdgeTraffic(edge, promise, port.every, True, written, read, asked, nbytes)
+
+    def _asks(self, name: str, number: int) -> float:
+        """Return how often a step asks for an input; deliveries go along."""
+        source = self.traffic.plan.operator(name).inputs[number].source
+        found = (r for r in self.loose.reads if (r.source, r.reader) == (source, name))
+        return max((self._rate(read) for read in found), default=0.0)
 
     def read_rate(self) -> float:
         """Return in which part of the steps a replica copies something."""

@@ -38,12 +38,13 @@ def predict_own_pace(traffic: Traffic, measured: Measured, larger: float) -> Pre
         queued = queueing(work, held, replicas) - work - held
     waiting = (slowest - 1) * (work + held)
     whole = measured.seconds_of(COMPUTE, all_batches) + figures.loop_seconds
-    communication = waiting + slowest * queued
+    asking = _asking(traffic, moving, measured)
+    communication = waiting + slowest * queued + asking
     return Prediction(
         replicas,
         work,
         waiting,
-        0.0,
+        asking,
         0.0,
         held,
         slowest * queued,
@@ -51,6 +52,22 @@ def predict_own_pace(traffic: Traffic, measured: Measured, larger: float) -> Pre
         max(2, math.ceil(whole / communication)) if communication else None,
         max(1.0, replicas / max(1, figures.cores)),
     )
+
+
+def _asking(traffic: Traffic, moving: LooseTraffic, measured: Measured) -> float:
+    """Return the seconds in which a replica on another host waits for the tables in a step."""
+    far = traffic.plan.replicas - len(traffic.hosts[0])
+    if not far:
+        return 0.0
+    edges = [
+        moving.edge(o.name, number, "", traffic.hosts)
+        for o in traffic.plan.steps
+        for number in range(len(o.inputs))
+    ]
+    rounds = math.fsum(edge.messages for edge in edges) / 2 / far
+    nbytes = math.fsum(edge.message_bytes or 0.0 for edge in edges) / far
+    figures = measured.figures
+    return rounds * figures.message_seconds + nbytes / figures.network_bytes_per_second
 
 
 def slack_of(loose: LoosePlan) -> float:

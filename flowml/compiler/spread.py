@@ -15,8 +15,8 @@ from itertools import pairwise
 import numpy as np
 
 from flowml.runtime.host_link import SPIN_SECONDS
-from flowml.runtime.loose_loop import LONGEST_SLEEP, SHORTEST_SLEEP
-from flowml.runtime.loose_loop import SPIN_SECONDS as LOOK_SECONDS
+from flowml.runtime.patience import LONGEST_SLEEP, SHORTEST_SLEEP
+from flowml.runtime.patience import SPIN_SECONDS as LOOK_SECONDS
 from flowml.runtime.stopwatch import Timings
 from flowml.types import Array
 
@@ -96,7 +96,7 @@ def held_back(timings: Sequence[Timings], replicas: int, slack: float) -> float:
     Notes
     -----
     Step c of a replica begins when its step c - 1 has ended, and step c - slack - 1 of everyone;
-    whoever has to wait for that looks for it now and then, as loose_loop.py does.
+    whoever has to wait for that looks for it now and then, as patience.py does.
     """
     if replicas < 2 or not timings:
         return 1.0

@@ -57,9 +57,11 @@ class EdgeTraffic:
         changed, and a contribution is applied where it was written. None: the size is not known
         without a measurement.
     messages : float
-        Between hosts: one parcel of partial sums from each host to each other one.
+        Between hosts: one parcel of partial sums from each host to each other one. Under stale and
+        async edges a request and its reply for each replica that is not on the first host, where
+        the tables are; what is delivered goes with the next request.
     message_bytes : float or None
-        Between hosts, over all of those parcels.
+        Between hosts, over all of those.
     """
 
     edge: str

@@ -4,7 +4,8 @@ Without input, output or time. A writer numbers its requests; they are done in t
 gets the reply that the first one got, and one that comes early is held. Replies are kept until the
 writer says that it has them. A request is a sequence of
 acts; where the next one may not be done yet, it is parked, and looked at again when ``poll`` is
-called: after anything that may have changed, or every now and then.
+called: after anything that may have changed, or every now and then. Of a run that is to stop, the
+first act that may not be done, and what is behind it, is REFUSED.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Protocol
 
 from flowml.protocol.failures import ProtocolError
 from flowml.protocol.fence import fence
-from flowml.protocol.table_wire import REPLY, REQUEST, Act, Frame
+from flowml.protocol.table_wire import REFUSED, REPLY, REQUEST, Act, Frame
 
 EARLY = 64
 """Requests of one writer that are held before their turn."""
@@ -27,12 +28,12 @@ class Tables(Protocol):
     def may(self, writer: int, act: Act) -> bool:
         """Tell whether an act may be done now."""
 
-    def do(self, writer: int, act: Act) -> Act:
+    def apply(self, writer: int, act: Act) -> Act:
         """Do an act, which may be done, and return what came of it."""
 
     @property
     def stop(self) -> int:
-        """Why the run is to stop; 0: it goes on. Then every act may be done."""
+        """Why the run is to stop; 0: it goes on. Then nothing is parked."""
 
 
 @dataclass
@@ -74,8 +75,8 @@ class TableServer:
         self._tables = tables
         self._writers = {w: _Writer((done or {}).get(w, 0)) for w in writers}
 
-    def receive(self, frame: Frame) -> list[Frame]:
-        """Take in a request; return the replies that can be sent now, be it to others too.
+    def admit(self, frame: Frame) -> None:
+        """Refuse what is no request that may come now.
 
         Raises
         ------
@@ -92,6 +93,17 @@ class TableServer:
         if frame.seq > writer.done + EARLY:
             required = f"can be at most {EARLY} ahead of {writer.done}"
             raise ProtocolError("table request", required, str(frame.seq))
+
+    def receive(self, frame: Frame) -> list[Frame]:
+        """Take in a request; return the replies that can be sent now, be it to others too.
+
+        Raises
+        ------
+        StaleRunError, ProtocolError
+            As ``admit``.
+        """
+        self.admit(frame)
+        writer = self._writers[frame.writer]
         for seq in [s for s in writer.replies if s <= frame.known]:
             del writer.replies[seq]
         if frame.seq <= writer.done:
@@ -124,6 +136,12 @@ class TableServer:
         """Return the writers of whom a request is not done."""
         return tuple(n for n, w in self._writers.items() if w.done + 1 in w.early)
 
+    def next_act(self, writer: int) -> Act | None:
+        """Return the act that a parked request waits for, or None if none is parked."""
+        found = self._writers[writer]
+        frame = found.early.get(found.done + 1)
+        return None if frame is None else frame.acts[len(found.results)]
+
     def done(self) -> dict[int, int]:
         """Return the last request of each writer that is done, for a snapshot."""
         return {number: writer.done for number, writer in self._writers.items()}
@@ -132,9 +150,12 @@ class TableServer:
         """Do acts of a request as far as they may be; return whether all of them are done."""
         while len(writer.results) < len(frame.acts):
             act = frame.acts[len(writer.results)]
-            if not self._tables.stop and not self._tables.may(number, act):
+            if self._tables.may(number, act):
+                writer.results.append(self._tables.apply(number, act))
+            elif self._tables.stop:
+                writer.results += [Act(REFUSED, a.step) for a in frame.acts[len(writer.results) :]]
+            else:
                 return False
-            writer.results.append(self._tables.do(number, act))
         done, stop = tuple(writer.results), self._tables.stop
         writer.done, writer.results = frame.seq, []
         writer.early.pop(writer.done)

@@ -42,9 +42,9 @@ from flowml.types import Array
 MAGIC = b"flTA"
 VERSION = 1
 REQUEST, REPLY = 1, 2
-READ, DELIVER, LEAVE, SKIP, ANSWER, STOP = range(1, 7)
-"""Kinds of acts."""
-ACTS = range(READ, STOP + 1)
+READ, DELIVER, LEAVE, SKIP, ANSWER, STOP, BEHIND, REFUSED = range(1, 9)
+"""Kinds of acts; the last two are only answers."""
+ACTS = range(READ, REFUSED + 1)
 DTYPES = tuple(
     np.dtype(name).newbyteorder("<")
     for name in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
@@ -92,13 +92,14 @@ class Act(NamedTuple):
     Attributes
     ----------
     kind : int
-        READ, DELIVER, LEAVE, SKIP, ANSWER or STOP.
+        READ, DELIVER, LEAVE, SKIP, ANSWER or STOP; what came of it is of the same kind, or BEHIND
+        (a read's quorum went on without its reader), or REFUSED (the run is to stop).
     step : int
         The writer's.
     place : int
         The turn of a read, the team of a delivery; of a STOP: why.
     event : int
-        In a reply: its number among all events of the run.
+        In a reply: its number among all events of the run; of BEHIND: steps.
     items : tuple of Item
     """
 

@@ -13,6 +13,7 @@ from concurrent.futures import Future as Waiting
 from time import time
 from typing import Any
 
+import numpy as np
 from distributed.protocol.pickle import dumps as dask_dumps
 from distributed.protocol.serialize import to_serialize
 from distributed.scheduler import heartbeat_interval
@@ -33,6 +34,11 @@ def pickled(thing: Any) -> bytes:
 def worker_rpc(worker: Any, address: str) -> Any:
     """Return a pooled connection from one worker to another."""
     return worker.rpc(address)
+
+
+def bytes_payload(content: bytes) -> Any:
+    """Mark bytes to be sent as they are: they arrive as an array of uint8."""
+    return to_serialize(np.frombuffer(content, np.uint8))
 
 
 def event_loop(server: Any) -> asyncio.AbstractEventLoop:

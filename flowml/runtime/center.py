@@ -18,7 +18,6 @@ from flowml.errors import FlowmlError
 from flowml.keyed_rows import KeyedRows
 from flowml.layout import Layout, layout_of
 from flowml.plan import PlanOperator
-from flowml.protocol.one_version import copy_one_version
 from flowml.protocol.promise_rule import PromiseRule
 from flowml.protocol.promise_specs import Firing
 from flowml.rules import At
@@ -46,9 +45,11 @@ from flowml.runtime.center_writes import (
 from flowml.runtime.contributions import Contribution, Queues
 from flowml.runtime.domain import Layouts, layout_of_port
 from flowml.runtime.loose_plan import Gate, LoosePlan
+from flowml.runtime.reads import SharedReads
 from flowml.runtime.row_memory import ids_of_gate
+from flowml.runtime.shared_tables import SharedTables
 from flowml.runtime.values import EMPTY, Value, agreed_examples
-from flowml.types import Array, Pytree
+from flowml.types import Pytree
 
 Made = Mapping[int, Contribution]
 """By gate."""
@@ -83,16 +84,14 @@ class Center:
         self.loose = loose
         specs = tuple(gate.spec for gate in loose.gates)
         self.rule = PromiseRule(memory.words, loose.teams, specs, loose.tables, loose.queue)
+        self.tables = SharedTables(loose.plan, layouts, memory, self.rule)
+        self.reads = SharedReads(loose, layouts, self.tables, self.rule)
         self._memory = memory
         self._layouts = layouts
         self._worker = worker
         self._enter, self._by = enter, 0
         self._index = {o.name: n for n, o in enumerate(loose.plan.steps)}
         self._queues = Queues(memory, loose.queue, tuple(spec.name for spec in specs))
-        self._views = {
-            name: [layouts[name, -1].views(v, writeable=False) for v in versions]
-            for name, versions in memory.tables.items()
-        }
         self._incoming = [self._layout_of_gate(gate) for gate in loose.gates]
         self._sums = {n: self._sum(n, gate) for n, gate in enumerate(loose.gates) if _sums(gate)}
         self._writers = {
@@ -143,59 +142,6 @@ class Center:
 
     # -- the events ------------------------------------------------------------------------------
 
-    def copy_tables(self, targets: Mapping[str, Buffers], known: dict[str, int]) -> int:
-        """Copy the tables that have changed into a replica's own buffers.
-
-        Parameters
-        ----------
-        targets : mapping of table to flat buffers
-        known : dict of table to version
-            What the buffers hold; brought up to date.
-
-        Returns
-        -------
-        int
-            Bytes that were copied.
-        """
-        moved = 0
-        for name, buffers in targets.items():
-            version = self.rule.version(name)
-            if known.get(name) != version:
-                for source, target in zip(self._buffers(name), buffers, strict=True):
-                    target[...] = source
-                    moved += target.nbytes
-                known[name] = version
-        return moved
-
-    def rows_of(self, table: str, keys: Array) -> Array:
-        """Return a copy of rows of a table that is kept as rows, or of a dense one."""
-        store = self._memory.rows.get(table)
-        if store is not None:
-            return store.read(keys)
-        (leaf,) = self._layouts[table, -1].leaves
-        found: Array = self.table(table).reshape(leaf.shape[0], -1).take(keys, 0)
-        return found
-
-    def receive(self, operator: str, output: int, targets: Buffers) -> float | None:
-        """Copy what a gate came to last into a replica's own buffers.
-
-        Returns
-        -------
-        float or None
-            The examples that it stands for; None: it carries none.
-        """
-        table = self.loose.plan.operator(operator).writes
-        if table is not None:
-            for source, target in zip(self._buffers(table), targets, strict=True):
-                target[...] = source
-            return None
-        received = self._memory.answers[operator, output]
-        examples = received.header[0]
-        if examples != 0.0:
-            for source, target in zip(received.buffers, targets, strict=True):
-                target[...] = source
-        return None if math.isnan(examples) else examples
-
     def deliver(self, team: int, member: int, made: Made, by: int, *, skips: bool = False) -> int:
         """Take in what a member made in its step, and do what fires.
 
@@ -232,48 +178,6 @@ class Center:
         self._fire_all()
         return event
 
-    # -- tables ----------------------------------------------------------------------------------
-
-    def table(self, name: str) -> Pytree:
-        """Return a table as it is: a read-only view, or a copy of one that is kept as rows."""
-        store = self._memory.rows.get(name)
-        if store is None:
-            return self._views[name][self.rule.version(name) % 2]
-        return self._shaped(name, store.copy())
-
-    def copy_of(self, name: str) -> Pytree:
-        """Return a private copy of a table.
-
-        Notes
-        -----
-        Needs no lock, which a replica that is stuck may hold. Rows that a write has begun to
-        change are taken as they were before.
-        """
-        store = self._memory.rows.get(name)
-        if store is not None:
-            return self._shaped(name, store.copy())
-        layout = self._layouts[name, -1]
-        fresh = layout.allocate()
-
-        def copy(version: int) -> Pytree:
-            for source, target in zip(self._memory.tables[name][version % 2], fresh, strict=True):
-                target[...] = source
-            return layout.views(fresh)
-
-        return copy_one_version(lambda: self.rule.version(name), copy)
-
-    def _shaped(self, name: str, rows: KeyedRows) -> Pytree:
-        """Return rows as the table was declared: all of an array, or rows by key."""
-        spec = self._memory.specs[name]
-        shaped = rows.rows.reshape(len(rows), *spec.shape)
-        return shaped if spec.dense else KeyedRows(rows.keys, shaped, rows.initial)
-
-    def _buffers(self, name: str) -> Buffers:
-        store = self._memory.rows.get(name)
-        if store is not None:
-            return (store.copy().rows.reshape(-1),)
-        return self._memory.tables[name][self.rule.version(name) % 2]
-
     # -- what fires ------------------------------------------------------------------------------
 
     def _given(self, gate: int, member: int, stamp: int) -> Contribution:
@@ -309,7 +213,7 @@ class Center:
         self._enter(self._by, self._index[gate.operator.name], firing.taken[-1][1])
         self._write(gate, firing, gate.operator, given)
         if gate.behind:
-            moved = Value(self.table(gate.spec.tables[0]), None)
+            moved = Value(self.tables.table(gate.spec.tables[0]), None)
             self._behind(gate, firing, {(gate.operator.name, 0): moved}, late)
 
     def _aggregate(self, gate: Gate, firing: Firing) -> None:
@@ -332,7 +236,7 @@ class Center:
         for operator in gate.behind:
             spot = partial(Spot, operator, 0, firing.number, self._worker)
             values = [
-                Value(self.table(p.source), None) if p.table else made[p.source, p.output]
+                Value(self.tables.table(p.source), None) if p.table else made[p.source, p.output]
                 for p in operator.inputs
             ]
             self._enter(self._by, self._index[operator.name], firing.number)
@@ -348,7 +252,7 @@ class Center:
                     self.rule.request_stop(ended=True)
             else:
                 self._written(gate, firing, operator, values[0], late)
-                made[operator.name, 0] = Value(self.table(str(operator.writes)), None)
+                made[operator.name, 0] = Value(self.tables.table(str(operator.writes)), None)
 
     def _keep_answer(self, operator: PlanOperator, values: Sequence[Value]) -> None:
         """Keep what a gate came to for those who receive it."""

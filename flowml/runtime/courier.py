@@ -56,6 +56,7 @@ class RpcCourier:
         self._changed = threading.Condition()
         self._error: BaseException | None = None
         self._sent = Moved()
+        self._asked: dict[str, float] = {}
         self.on_silence: Callable[[str, float], None] = _keep_waiting
 
     def put(self, parcel: Parcel) -> None:
@@ -69,6 +70,21 @@ class RpcCourier:
         with self._changed:
             self._error = self._error or error
             self._changed.notify_all()
+
+    def check(self, worker: str, waited: float) -> None:
+        """Ask an awaited worker for a sign of life, once a deadline; say so if none comes.
+
+        Parameters
+        ----------
+        waited : float
+            Seconds so far.
+        """
+        deadline, now = self._spec.order.deadline_seconds, monotonic()
+        if waited < deadline or now - self._asked.get(worker, -deadline) < deadline:
+            return
+        self._asked[worker] = now
+        if not self._is_alive(worker):
+            self.on_silence(worker, waited)
 
     def swap(self, parcels: Mapping[int, Array], stop: bool) -> tuple[dict[int, Array], bool]:
         """Send one parcel a domain, await one from each.
@@ -139,18 +155,18 @@ class RpcCourier:
 
     def _check_pulse(self, awaited: set[int], began: float) -> float:
         """Return a new start of the wait, after asking all whom we wait for to answer."""
-        deadline = self._spec.order.deadline_seconds
         for domain in sorted(awaited):
-            address = self._leaders[domain]
-            pulse = self._submit(self._pulse(address))
-            try:
-                alive = pulse.result(min(deadline, LONGEST_PULSE_SECONDS))
-            except (TimeoutError, OSError):
-                alive = False
-                pulse.cancel()
-            if not alive:
-                self.on_silence(address, monotonic() - began)
+            if not self._is_alive(self._leaders[domain]):
+                self.on_silence(self._leaders[domain], monotonic() - began)
         return monotonic()
+
+    def _is_alive(self, address: str) -> bool:
+        pulse = self._submit(self._pulse(address))
+        try:
+            return bool(pulse.result(min(self._spec.order.deadline_seconds, LONGEST_PULSE_SECONDS)))
+        except (TimeoutError, OSError):
+            pulse.cancel()
+            return False
 
     def _submit(self, coroutine: Any) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)

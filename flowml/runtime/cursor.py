@@ -13,7 +13,7 @@ from enum import Enum
 from time import perf_counter
 
 from flowml.protocol.promise_specs import Missing
-from flowml.runtime.center import Center
+from flowml.runtime.center_seat import CenterSeat
 from flowml.runtime.contributions import Contribution
 from flowml.runtime.loose_rank import LooseRank, Row
 from flowml.runtime.pulls import Pull
@@ -51,8 +51,7 @@ class Cursor:
         Bytes of its last action, as a network would carry them.
     """
 
-    rank: LooseRank
-    center: Center
+    seat: CenterSeat
     peers: Sequence[Cursor] = ()
     act: Act = Act.BEGIN
     step: int = 0
@@ -67,7 +66,12 @@ class Cursor:
     _turn: int = 0
     _teams: list[int] = field(default_factory=list)
     _made: dict[int, Contribution] = field(default_factory=dict)
-    _due: list[tuple[int, Pull]] = field(default_factory=list)
+    _due: list[Pull] = field(default_factory=list)
+
+    @property
+    def rank(self) -> LooseRank:
+        """The replica."""
+        return self.seat.replica
 
     @property
     def number(self) -> int:
@@ -76,11 +80,10 @@ class Cursor:
 
     def blocked(self) -> Missing | None:
         """Return what its next action must wait for, or None."""
-        rule = self.center.rule
         if self.act is Act.BEGIN:
-            return self._full()
+            return self.seat.full()
         if self.act in (Act.READ, Act.ANSWER):
-            return rule.missing([pull.spec for _, pull in self._due], self.step)
+            return self.seat.missing(self.step, self._due)
         if self.act is Act.MEET:
             late = tuple(p.number for p in self.peers if p.met < self.met)
             return Missing("the group's meeting", late, self.step, -1) if late else None
@@ -88,19 +91,13 @@ class Cursor:
 
     def behind(self) -> bool:
         """Tell whether the quorum of its step went on without it, before it has read for it."""
-        begins = self.act is Act.BEGIN and self._full() is None
+        begins = self.act is Act.BEGIN and self.seat.full() is None
         reads = self.act is Act.READ and self._turn == 0
-        return (begins or reads) and self.center.rule.behind(self.number) > 0
-
-    def _full(self) -> Missing | None:
-        """Return what keeps it from beginning a step, which it could not deliver."""
-        teams = self.rank.members.items()
-        found = (self.center.rule.room(team, member) for team, member in teams)
-        return next((missing for missing in found if missing is not None), None)
+        return (begins or reads) and self.seat.behind() > 0
 
     def skip(self) -> list[Row]:
         """Move over its step, which it has not begun."""
-        rows = self.rank.skip(self.center, self.step)
+        rows = self.seat.skip(self.step)
         self.step, self.act = self.step + 1, Act.BEGIN
         return rows
 
@@ -137,7 +134,7 @@ class Cursor:
         return rows
 
     def _take(self) -> list[Row]:
-        rows = self.rank.take(self.center, self.step, self._due)
+        rows = self.seat.read(self.step, self._due)
         self.moved = sum(row[3] for row in rows)
         return rows
 
@@ -152,7 +149,7 @@ class Cursor:
 
     def _deliver(self) -> list[Row]:
         team = self._teams.pop(0)
-        rows = self.rank.deliver(self.center, self.step, team, self._made)
+        rows = self.seat.deliver(self.step, team, self._made)
         self.act = self._after_reads()
         return rows
 

@@ -5,11 +5,21 @@ from __future__ import annotations
 import numpy as np
 import optree
 
-from flowml.codecs.contract import Codec, State, nbytes
+from flowml.codecs.contract import Codec, Payload, State, nbytes
 from flowml.data.share import random_seed
 from flowml.layout import Layout
 from flowml.runtime.values import Value
 from flowml.types import Array
+
+
+def encoded(codec: Codec, values: Array) -> Payload:
+    """Return what travels where a sender keeps nothing: of a read, or of rows that come and go."""
+    return codec.encode(values, codec.init(values.shape, values.dtype, 0))[0]
+
+
+def decoded(codec: Codec, payload: Payload, like: Array) -> Array:
+    """Return what the other end has, an array like the one that was encoded."""
+    return codec.decode(payload, like.shape, like.dtype)
 
 
 class EdgeCodec:
@@ -27,15 +37,15 @@ class EdgeCodec:
 
     Attributes
     ----------
-    sent_bytes : int
-        Of the payloads so far.
+    payloads : list of Payload
+        What was made of the last value, leaf by leaf.
     """
 
     def __init__(
         self, codec: Codec, layout: Layout, edge: str, replica: int, run_seed: int
     ) -> None:
         self._codec = codec
-        self.sent_bytes = 0
+        self.payloads: list[Payload] = []
         seeds = np.random.SeedSequence((run_seed, random_seed(edge), replica)).generate_state(
             len(layout.leaves), np.uint64
         )
@@ -44,15 +54,21 @@ class EdgeCodec:
             for leaf, seed in zip(layout.leaves, seeds, strict=True)
         ]
 
+    @property
+    def moved(self) -> int:
+        """Bytes of the last value."""
+        return sum(map(nbytes, self.payloads))
+
     def send(self, value: Value) -> Value:
         """Return what the other end decodes; a value without examples is not sent."""
         if value.empty:
             return value
         leaves, structure = optree.tree_flatten(value.content)
+        self.payloads = []
         decoded = [self._leaf(n, np.asarray(leaf)) for n, leaf in enumerate(leaves)]
         return Value(optree.tree_unflatten(structure, decoded), value.examples)
 
     def _leaf(self, number: int, values: Array) -> Array:
         payload, self._states[number] = self._codec.encode(values, self._states[number])
-        self.sent_bytes += nbytes(payload)
+        self.payloads.append(payload)
         return self._codec.decode(payload, values.shape, values.dtype)

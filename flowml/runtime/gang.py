@@ -67,6 +67,9 @@ class Courier(Protocol):
     def take_sent(self) -> Moved:
         """Return the messages that were sent since the last call."""
 
+    def check(self, worker: str, waited: float) -> None:
+        """Ask an awaited worker for a sign of life, if it is time for that; may raise."""
+
     on_silence: Callable[[str, float], None]
     """Called with a worker that does not answer and the seconds waited."""
 
@@ -301,16 +304,16 @@ class Gang:
             return verdict
         stop = verdict.stop
         if self._leads and self._courier is not None:
-            received, asked = self._swap(self._courier, exchange, stop)
+            received, asked = self._swap(self._courier, exchange.send(), stop)
             exchange.take(received)
             stop = stop or asked
         return self._host_barrier(stop, flip)
 
     def _swap(
-        self, courier: Courier, exchange: Exchange, stop: bool
+        self, courier: Courier, parcels: Mapping[int, Array], stop: bool
     ) -> tuple[dict[int, Array], bool]:
         try:
-            return courier.swap(exchange.send(), stop)
+            return courier.swap(parcels, stop)
         except PeerLost as error:
             assert self.watch is not None
             raise self.watch.lost(error.worker) from error

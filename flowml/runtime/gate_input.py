@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from flowml.actions import Aggregate, Update
-from flowml.codecs.contract import nbytes
+from flowml.codecs.contract import Payload, nbytes
 from flowml.keyed_rows import coalesce, last_of_each
 from flowml.layout import Layout
 from flowml.plan import Firing, PlanPort
 from flowml.runtime.calls import Spot, number_of, returned
 from flowml.runtime.contributions import NOTHING, Contribution
 from flowml.runtime.domain import layout_of_port
-from flowml.runtime.edge_codec import EdgeCodec
+from flowml.runtime.edge_codec import EdgeCodec, decoded, encoded
 from flowml.runtime.loose_plan import LoosePlan
 from flowml.runtime.rank import Rank
 from flowml.runtime.row_memory import ids_of_gate
@@ -47,6 +47,8 @@ class GateInput:
     ----------
     moved : int
         Bytes of the last contribution, as a network would carry them.
+    payloads : list of Payload
+        What a codec made of it, leaf by leaf; without one, empty.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class GateInput:
         gate = loose.gates[number]
         self.gate = gate
         self.moved = 0
+        self.payloads: list[Payload] = []
         self._loose = loose
         self._rank = rank
         self._firing = firing
@@ -136,9 +139,8 @@ class GateInput:
             return made
         self._check(layout, value, step)
         if self._codec is not None:
-            before = self._codec.sent_bytes
             value = self._codec.send(value)
-            self.moved = self._codec.sent_bytes - before
+            self.moved, self.payloads = self._codec.moved, self._codec.payloads
         return layout.flat(value.content)
 
     def _check(self, layout: Layout, value: Value, step: int) -> None:
@@ -175,9 +177,9 @@ class GateInput:
         self.moved = keys.nbytes + flat.nbytes
         codec = self.gate.operator.inputs[0].codec
         if codec is not None:  # without feedback: rows come and go, so there is no residual
-            payload, _ = codec.encode(flat, codec.init(flat.shape, flat.dtype, 0))
-            self.moved = keys.nbytes + nbytes(payload)
-            flat = codec.decode(payload, flat.shape, flat.dtype)
+            payload = encoded(codec, flat)
+            self.moved, self.payloads = keys.nbytes + nbytes(payload), [payload]
+            flat = decoded(codec, payload, flat)
         return keys, flat
 
     # -- periods -------------------------------------------------------------------------------

@@ -43,8 +43,8 @@ class GroupMeeting:
 
     @staticmethod
     def size(replicas: int) -> int:
-        """Return how many words all replicas need."""
-        return _LINE * replicas
+        """Return how many words all replicas need, and one line more: see ``stop_word``."""
+        return _LINE * (replicas + 1)
 
     def meet(self, step: int, wait: Callable[[Callable[[], Missing | None]], float]) -> None:
         """Wait for the others of the group.
@@ -64,6 +64,12 @@ class GroupMeeting:
     def _missing(self, step: int) -> Missing | None:
         late = tuple(r for r in self._others if self._raw[_LINE * r] < self._times)
         return Missing("the group's meeting", late, step, NO_TEAM) if late else None
+
+
+def stop_word(counts: Array) -> memoryview:
+    """Return the word that says to those who meet that somebody has asked to stop."""
+    found: memoryview = counts[-_LINE:].data
+    return found
 
 
 def counts_over(block: Array, replicas: int) -> Array:

@@ -21,6 +21,7 @@ from flowml.protocol.promise_rule import ENDED, NO_STOP
 from flowml.runtime.blas import blas_threads
 from flowml.runtime.center import Center
 from flowml.runtime.center_memory import CenterMemory
+from flowml.runtime.center_seat import CenterSeat
 from flowml.runtime.cursor import EVENTS, Act, Cursor
 from flowml.runtime.domain import Domain, DomainMemory, Layouts, map_memory
 from flowml.runtime.evaluation import evaluate_source
@@ -69,20 +70,22 @@ class Interleaved:
         shared = group_memory(loose.local, layouts, domain)
         cursors = [
             Cursor(
-                LooseRank.make(
-                    loose,
-                    rank,
-                    layouts,
-                    order,
-                    {
-                        f.name: open_stream(f, rank, parts[rank], prefetch=False)
-                        for f, parts in found
-                    },
-                    memory.specs,
-                    domain,
-                    shared,
-                ),
-                center,
+                CenterSeat(
+                    LooseRank.make(
+                        loose,
+                        rank,
+                        layouts,
+                        order,
+                        {
+                            f.name: open_stream(f, rank, parts[rank], prefetch=False)
+                            for f, parts in found
+                        },
+                        memory.specs,
+                        domain,
+                        shared,
+                    ),
+                    center,
+                )
             )
             for rank in range(plan.replicas)
         ]
@@ -142,7 +145,7 @@ class Interleaved:
 
     def leave(self, cursor: Cursor) -> None:
         """Let a replica be waited for no longer."""
-        self.events += cursor.rank.leave(self.center, cursor.step)
+        self.events += cursor.seat.leave(cursor.step)
 
     def _stuck(self, waiting: list[Cursor]) -> StalledError:
         first = waiting[0]
@@ -205,7 +208,7 @@ class Interleaved:
         """Return copies of all tables."""
         return {
             t.name: (
-                [self.center.copy_of(t.name)]
+                [self.center.tables.copy_of(t.name)]
                 if t.scope == GLOBAL
                 else [
                     self.cursors[ranks[0]].rank.rank.tables[t.name].copy()
@@ -288,7 +291,7 @@ def _after(state: Interleaved, outcome: Outcome, step: int, epoch: int, *, ends:
         outcome.snapshots[step] = state.tables()
     for name in evaluation_due(state.plan, step, epoch, ends):
         operator = state.plan.operator(name)
-        table = state.center.table(evaluated_table(state.plan, operator))
+        table = state.center.tables.table(evaluated_table(state.plan, operator))
         metrics = evaluate_source(operator, table, step)
         outcome.metrics.append({"step": step, "name": name, **metrics})
         state.order.tell(Evaluated(step=step, name=name, metrics=metrics))

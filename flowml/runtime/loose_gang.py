@@ -1,28 +1,35 @@
 """A worker's part of a run with stale or async edges: its replicas go at their own pace.
 
-What they share lies in the memory of the host and is changed under one lock, by whichever replica
-reads or delivers: no server, no queue of messages, and the work that a contribution sets off is
-done by the replica that brought it, while its data are in the cache.
+What they share lies in the memory of one host and is changed under one lock, by whichever replica
+of that host reads or delivers: no server, no queue of messages, and the work that a contribution
+sets off is done by the replica that brought it, while its data are in the cache. Replicas of other
+hosts send requests (table_desk.py).
 """
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 from flowml.actions import GLOBAL, REPLICA
 from flowml.errors import FlowmlError
+from flowml.protocol.failures import PeerLost
 from flowml.protocol.promise_specs import Missing
+from flowml.protocol.superstep import Verdict
 from flowml.runtime.board import Board
 from flowml.runtime.center import Center
 from flowml.runtime.feeding import total_steps
 from flowml.runtime.gang import Committed, Gang
-from flowml.runtime.group_meeting import NO_TEAM, GroupMeeting
+from flowml.runtime.group_meeting import NO_TEAM, GroupMeeting, stop_word
 from flowml.runtime.host_lock import HostLock
-from flowml.runtime.loose_loop import LooseLoop
+from flowml.runtime.loose_loop import LooseLoop, Record
 from flowml.runtime.loose_memory import LooseMemory
+from flowml.runtime.loose_places import Abroad, Home, Place
 from flowml.runtime.loose_rank import LooseRank
+from flowml.runtime.patience import Patience
 from flowml.runtime.program import WindowRecord
+from flowml.runtime.table_call import TableCall
 from flowml.runtime.watch import WAITING
 from flowml.types import Array, Pytree
 
@@ -30,7 +37,9 @@ from flowml.types import Array, Pytree
 class LooseGang(Gang):
     """The replicas of one worker in one run with stale or async edges."""
 
-    _center: Center | None = None
+    tables_at: TableCall | None = None
+    """The way to the tables, where another domain has them."""
+    _place: Place | None = None
     _lock: HostLock | None = None
     _loops: tuple[LooseLoop, ...] = ()
     _meets_first = False
@@ -42,17 +51,15 @@ class LooseGang(Gang):
         assert self._segment is not None
         domain, seed = spec.domain_of(self.worker), spec.order.seed
         cut = LooseMemory.of(loose, spec.layouts, seed, domain, len(spec.roster.workers))
-        memory = cut.center_memory(loose, spec.layouts, seed, block, self._segment.reserve)
-        stops = spec.order.on_nonfinite == "stop"
-        center = Center(loose, spec.layouts, memory, stops, self.worker, board.enter)
-        if self._leads:
-            memory.fill(loose, spec.layouts, seed)
-            center.rule.begin()
-        self._all_see()
-        self._center = center
         lock = self._lock = HostLock(None if self._link is None else self._segment.fd)
         lock.on_silence = self._locked
         counts = cut.meetings(block, spec.plan.replicas)
+        if self.tables_at is None:
+            place: Place = self._home(cut, lock, block, board)
+        else:
+            place = Abroad(spec, self.tables_at, stop_word(counts))
+        self._all_see()
+        self._place = place
         groups = cut.domain_memory(block)
         loops = []
         for number in self.ranks:
@@ -62,29 +69,49 @@ class LooseGang(Gang):
                 spec.layouts,
                 spec.order,
                 self._streams(number),
-                memory.specs,
+                place.specs,
                 domain,
                 groups,
                 self.worker,
                 board.pen(number, self._gone),
             )
             self._states.append(replica.rank)
-            loops.append(self._loop(replica, center, lock, counts))
+            loops.append(self._loop(replica, place, lock, counts))
         self._loops = tuple(loops)
 
-    def _loop(self, replica: LooseRank, center: Center, lock: HostLock, counts: Array) -> LooseLoop:
+    def _home(self, cut: LooseMemory, lock: HostLock, block: Array, board: Board) -> Home:
+        """Return the tables in this domain's memory; its first process fills and serves them."""
+        spec, loose = self.spec, self.spec.loose
+        assert loose is not None
+        assert self._segment is not None
+        seed, stops = spec.order.seed, spec.order.on_nonfinite == "stop"
+        memory = cut.center_memory(loose, spec.layouts, seed, block, self._segment.reserve)
+        center = Center(loose, spec.layouts, memory, stops, self.worker, board.enter)
+        home = Home(spec, memory, center, lock)
+        if self._leads:
+            memory.fill(loose, spec.layouts, seed)
+            center.rule.begin()
+            if len(spec.roster.domains) > 1:
+                home.open_desk(self.abort, self._missing)
+        return home
+
+    def _loop(self, replica: LooseRank, place: Place, lock: HostLock, counts: Array) -> LooseLoop:
         spec, number = self.spec, replica.number
         ranks = spec.plan.groups[spec.plan.group_of[number]]
+        patience, record = Patience(partial(self._missing, number)), Record(spec.order.record)
         return LooseLoop(
             replica,
-            center,
-            lock,
+            place.line(replica, patience, record.note),
+            patience,
+            record,
             total_steps(list(spec.feeds.values()), spec.order.steps, spec.order.epochs),
             self._stop.is_set,
-            partial(self._missing, number),
             GroupMeeting(counts, number, ranks, lock),
-            spec.order.record,
         )
+
+    def ask_tables(self, content: Any) -> Future[bytes] | None:
+        """Queue a request of a replica of another domain; None: they are not served here."""
+        return self._place.ask(content) if isinstance(self._place, Home) else None
 
     def _run_ranks(self, start: int, stop: int, snapshot: bool) -> list[WindowRecord]:
         parties = range(len(self.ranks))
@@ -101,10 +128,23 @@ class LooseGang(Gang):
             rank.enter(WAITING, record.steps)
             if snapshot:
                 self._barrier.wait(party, False, stop)
+        except PeerLost as error:
+            assert self.watch is not None
+            lost = self.watch.lost(error.worker)
+            self.abort(lost)
+            raise lost from error
         except BaseException as error:
             self.abort(error)
             raise
         return record
+
+    def _across(self, stop: bool, flip: int) -> Verdict:
+        """Meet the other processes, and between two barriers of the host the other domains."""
+        verdict = self._host_barrier(stop, flip)
+        if self._courier is None:
+            return verdict
+        asked = self._swap(self._courier, {}, verdict.stop)[1] if self._leads else False
+        return self._host_barrier(verdict.stop or asked, flip)
 
     def _missing(self, number: int, missing: Missing, waited: float) -> None:
         """Look after those that a replica waits for; leave if the run is over."""
@@ -112,7 +152,10 @@ class LooseGang(Gang):
             raise self._gone[0]
         for worker in self._awaited(missing):
             try:
-                self._check_silence(worker, waited)
+                if worker in self._workers:
+                    self._check_silence(worker, waited)
+                elif self._courier is not None:
+                    self._courier.check(worker, waited)
             except FlowmlError as error:
                 raise _waiting(error, number, missing) from error
 
@@ -122,7 +165,8 @@ class LooseGang(Gang):
         assert loose is not None
         kind = REPLICA if missing.team == NO_TEAM else loose.teams[missing.team].kind
         ranks = {rank for member in missing.members for rank in plan.ranks_of(kind, member)}
-        return [w for w in self._workers if ranks.intersection(self.spec.roster.ranks(w))]
+        roster = self.spec.roster
+        return [w for w in roster.workers if ranks.intersection(roster.ranks(w))]
 
     def _locked(self, waited: float) -> None:
         """Look after all who may hold the lock; leave if the run is over."""
@@ -134,8 +178,8 @@ class LooseGang(Gang):
     def abort(self, error: BaseException) -> None:
         """Leave the loop, as a gang does, and let the replicas of other processes leave at once."""
         super().abort(error)
-        if self._center is not None:
-            self._center.rule.request_stop(ended=False)
+        if self._place is not None:
+            self._place.leave()
 
     def tables(self) -> dict[tuple[str, int], Pytree]:
         """Return copies of the tables whose first rank is here, as they are."""
@@ -150,13 +194,10 @@ class LooseGang(Gang):
         return plan.ranks_of(plan.table(name).scope, instance)[0] in self.ranks
 
     def _values(self) -> dict[tuple[str, int], Pytree]:
-        assert self._center is not None
-        found: dict[tuple[str, int], Pytree] = {}
+        assert self._place is not None
+        found = self._place.tables()
         for table in self.spec.plan.tables:
-            if table.scope == GLOBAL:
-                found[table.name, 0] = self._center.copy_of(table.name)
-                continue
-            for rank in self._states:
+            for rank in self._states if table.scope != GLOBAL else ():
                 instance = rank.instance(table.scope)
                 if (table.name, instance) not in found:
                     found[table.name, instance] = rank.tables[table.name].copy()
@@ -164,14 +205,13 @@ class LooseGang(Gang):
 
     def committed(self) -> Committed:
         """Return copies of the tables as they are, under the clock of the slowest replica."""
-        if self._center is None:
-            return {}
-        rule = self._center.rule
-        return {min(int(team.clocks.min()) for team in rule.teams): self._values()}
+        return {} if self._place is None else {self._place.clock(): self._values()}
 
     def _release(self) -> None:
         super()._release()
-        self._loops, self._center = (), None  # views of the shared memory keep it mapped
+        if self._place is not None:
+            self._place.close()
+        self._loops, self._place = (), None  # views of the shared memory keep it mapped
         if self._lock is not None:
             self._lock.close()
 

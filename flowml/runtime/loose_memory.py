@@ -22,7 +22,8 @@ from flowml.runtime.group_meeting import GroupMeeting, counts_over
 from flowml.runtime.loose_plan import LoosePlan
 from flowml.types import Array
 
-ALIGN = 64
+HOME = 0
+"""The domain that holds the tables: that of rank 0."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class LooseMemory:
     Attributes
     ----------
     counts, regions, center, growing : int
+        The center only in the domain that holds the tables; in another one it has no bytes.
     nbytes : int
         All of it, addresses included.
     """
@@ -51,7 +53,7 @@ class LooseMemory:
     def of(
         cls, loose: LoosePlan, layouts: Layouts, seed: int, domain: Domain, workers: int
     ) -> LooseMemory:
-        """Return the cut for one host.
+        """Return the cut for one domain.
 
         Parameters
         ----------
@@ -60,7 +62,10 @@ class LooseMemory:
         """
         replicas = loose.plan.replicas
         counts = Board.nbytes(replicas, workers)
-        regions = map_memory(loose.local, layouts, domain, counts + 8 * GroupMeeting.size(replicas))
+        meetings = 8 * GroupMeeting.size(replicas)
+        regions = map_memory(loose.local, layouts, domain, counts + meetings)
+        if domain.number != HOME:
+            return cls(counts, regions, regions.nbytes, regions.nbytes, regions.nbytes)
         counted = CenterMemory.over(loose, layouts, seed)
         growing = regions.nbytes + counted.nbytes
         return cls(counts, regions, regions.nbytes, growing, growing + counted.growing_bytes)

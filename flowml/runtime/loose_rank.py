@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,10 +11,10 @@ import numpy as np
 
 from flowml.actions import REPLICA
 from flowml.data.stream import BatchStream
-from flowml.plan import Firing
+from flowml.layout import Layout
+from flowml.plan import Firing, PlanOperator
 from flowml.protocol.promise_specs import ReadSpec
-from flowml.runtime.center import Center
-from flowml.runtime.contributions import NOTHING, Contribution
+from flowml.runtime.contributions import Contribution
 from flowml.runtime.domain import Domain, DomainMemory, Layouts
 from flowml.runtime.gate_input import GateInput
 from flowml.runtime.loose_plan import LoosePlan
@@ -22,6 +22,7 @@ from flowml.runtime.outcome import Order
 from flowml.runtime.program import Programs, StepProgram
 from flowml.runtime.pulls import AnswerPull, Copies, Pull, RowPull, TablePull
 from flowml.runtime.rank import Rank, rank_tables, start_rules
+from flowml.runtime.reads import Reads
 from flowml.runtime.row_tables import RowSpec, row_spec
 
 READ, DELIVER, LEAVE, SKIP = range(4)
@@ -54,8 +55,8 @@ class LooseRank:
     loose: LoosePlan
     rank: Rank
     firing: Firing
-    pulls: tuple[tuple[int, Pull], ...]
-    """(number of the read, what makes it)."""
+    pulls: tuple[Pull, ...]
+    """By number of the read."""
     inputs: Mapping[int, GateInput]
     """By gate: those that this replica brings something to."""
     members: Mapping[int, int]
@@ -92,14 +93,14 @@ class LooseRank:
             if lookup is None
         }
         copies = Copies({name: tables[name].versions[0] for name in whole})
-        members = _members(loose, number)
+        members = members_of(loose, number)
         inputs = {
             n: GateInput(loose, n, rank, firing, specs, copies.targets)
             for n, gate in enumerate(loose.gates)
             if gate.spec.team in members
         }
         found = _Pulls(loose, rank, firing, copies, specs, layouts)
-        pulls = tuple(enumerate(found.of(n) for n in range(len(loose.reads))))
+        pulls = tuple(found.of(n) for n in range(len(loose.reads)))
         return cls(loose, rank, firing, pulls, inputs, members, Programs(rank))
 
     @property
@@ -107,26 +108,31 @@ class LooseRank:
         """Its rank."""
         return self.rank.number
 
+    @property
+    def seats(self) -> list[tuple[str, int]]:
+        """(kind of team, member) of all that it is, or speaks for."""
+        return seats_of(self.loose, self.members)
+
     # -- a turn --------------------------------------------------------------------------------
 
-    def due(self, step: int, numbers: tuple[int, ...]) -> list[tuple[int, Pull]]:
+    def due(self, step: int, numbers: tuple[int, ...]) -> list[Pull]:
         """Return which of some reads are made in a step, and make them ready."""
-        found = [self.pulls[n] for n in numbers if self.pulls[n][1].is_due(step)]
-        for _, pull in found:
+        found = [self.pulls[n] for n in numbers if self.pulls[n].is_due(step)]
+        for pull in found:
             pull.prepare()
         return found
 
-    def take(self, center: Center, step: int, due: list[tuple[int, Pull]]) -> list[Row]:
+    def take(self, reads: Reads, event: int, step: int, due: list[Pull]) -> list[Row]:
         """Make reads, as one event; return its rows for the record."""
-        rule, rows = center.rule, []
-        for number, pull in due:
-            late = rule.lateness(pull.spec, step)
+        rows = []
+        for pull in due:
+            number = pull.number
+            late = reads.lateness(number, step)
             self.staleness = max(self.staleness, late)
-            moved = min(pull.take(center), MOST_BYTES)
-            row = (0, step, pull.version(center), moved, 0.0, self.number)
+            moved, version = min(pull.take(reads), MOST_BYTES), reads.version(number)
+            row = (event, step, version, moved, 0.0, self.number)
             rows.append((*row, min(late, MOST_LATE), number, READ))
-        event = rule.read()
-        return [(event, *row[1:]) for row in rows]
+        return rows
 
     def give(self, step: int, team: int) -> dict[int, Contribution]:
         """Return what this replica has for the gates of a team, by gate."""
@@ -138,11 +144,13 @@ class LooseRank:
                     found[number] = given
         return found
 
-    def deliver(
-        self, center: Center, step: int, team: int, made: dict[int, Contribution]
-    ) -> list[Row]:
-        """Hand over what was given, as one event; return its rows for the record."""
-        event = center.deliver(team, self.members[team], made, self.number)
+    def expected(self, step: int, team: int) -> list[int]:
+        """Return the gates of a team that get something of a step."""
+        specs = {number: entry.gate.spec for number, entry in self.inputs.items()}
+        return [n for n, spec in specs.items() if spec.team == team and spec.delivers(step)]
+
+    def delivered(self, event: int, step: int, made: Iterable[int]) -> list[Row]:
+        """Return the rows of a delivery to some gates."""
         first, late = len(self.pulls), min(self.staleness, MOST_LATE)
         sent = {n: min(self.inputs[n].moved, MOST_BYTES) for n in made}
         rows = [
@@ -151,29 +159,14 @@ class LooseRank:
         ]
         return rows or [(event, step, 0, 0, 0.0, self.number, late, NO_EDGE, DELIVER)]
 
-    def skip(self, center: Center, step: int) -> list[Row]:
-        """Move over a step whose quorum went on without this replica."""
-        rows = []
-        for team, member in self.members.items():
-            made = {
-                n: NOTHING
-                for n, entry in self.inputs.items()
-                if entry.gate.spec.team == team and entry.gate.spec.delivers(step)
-            }
-            event = center.deliver(team, member, made, self.number, skips=True)
-            rows.append((event, step, 0, 0, 0.0, self.number, 0, NO_EDGE, SKIP))
+    def skipped(self, event: int, step: int) -> Row:
+        """Return the row of a step that was moved over."""
         self.rank.committed = step + 1
-        return rows
+        return (event, step, 0, 0, 0.0, self.number, 0, NO_EDGE, SKIP)
 
-    def leave(self, center: Center, step: int) -> list[Row]:
-        """Be waited for no longer."""
-        rows = []
-        for kind, member in sorted(
-            {(self.loose.teams[t].kind, m) for t, m in self.members.items()}
-        ):
-            event = center.leave(kind, member, self.number)
-            rows.append((event, step, 0, 0, 0.0, self.number, 0, NO_EDGE, LEAVE))
-        return rows
+    def left(self, event: int, step: int) -> Row:
+        """Return the row of a leave."""
+        return (event, step, 0, 0, 0.0, self.number, 0, NO_EDGE, LEAVE)
 
     # -- a phase -------------------------------------------------------------------------------
 
@@ -198,7 +191,12 @@ class LooseRank:
         self.rank.committed = step + 1
 
 
-def _members(loose: LoosePlan, number: int) -> dict[int, int]:
+def seats_of(loose: LoosePlan, members: Mapping[int, int]) -> list[tuple[str, int]]:
+    """Return (kind of team, member) of all that a replica is, or speaks for."""
+    return sorted({(loose.teams[team].kind, member) for team, member in members.items()})
+
+
+def members_of(loose: LoosePlan, number: int) -> dict[int, int]:
     """Return the member that a replica is of each team; the lowest rank speaks for its group."""
     plan, found = loose.plan, {}
     for team, spec in enumerate(loose.teams):
@@ -221,23 +219,21 @@ class _Pulls:
 
     def of(self, number: int) -> Pull:
         read, lookup = self.loose.reads[number], self.loose.lookups[number]
-        codec = self.loose.codecs[number]
         if lookup is None:
-            layout = self.layouts[read.source, -1]
-            return TablePull(read, self.copies, layout, codec, self._fires(read.reader))
-        receiver = self.loose.local.operator(lookup)
+            return TablePull(number, read, self.copies, self._fires(read.reader))
+        receiver, fires = self.loose.local.operator(lookup), self._fires(lookup)
         if not read.answer:
-            spec = self._row_spec(read)
             where = f"edge {read.source} -> {read.reader}"
-            fires = self._fires(lookup)
-            return RowPull(read, spec, self.rank, receiver, codec, fires, where)
+            return RowPull(number, self._row_spec(read), self.rank, receiver, fires, where)
+        targets = tuple((layout, layout.allocate()) for layout in self._answered(read, receiver))
+        return AnswerPull(number, read, self.rank, receiver, targets, fires)
+
+    def _answered(self, read: ReadSpec, receiver: PlanOperator) -> list[Layout]:
+        """Return the layout of each output of what is received."""
         table = self.loose.plan.operator(read.source).writes
-        layouts = [
-            self.layouts[table, -1] if table else self.layouts[read.source, output]
-            for output in range(receiver.outputs)
-        ]
-        targets = tuple((layout, layout.allocate()) for layout in layouts)
-        return AnswerPull(read, self.rank, receiver, targets, self._fires(lookup), table)
+        if table is not None:
+            return [self.layouts[table, -1]] * receiver.outputs
+        return [self.layouts[read.source, output] for output in range(receiver.outputs)]
 
     def _row_spec(self, read: ReadSpec) -> RowSpec:
         known = self.specs.get(read.source)

@@ -23,7 +23,7 @@ class Moved:
     read : Counter of str
         Taken from memory that others share: values of replicas, and shared tables.
     messages, message_bytes : int
-        Sent to other hosts, headers included.
+        Sent to other hosts by a synchronous run, headers included.
     """
 
     written: Counter[str] = field(default_factory=Counter)

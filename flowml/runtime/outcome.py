@@ -37,6 +37,8 @@ class Order:
     step_seconds : float or None
         Longest time that one operator may take.
     on_nonfinite : "stop" or "ignore"
+    longest_message : int
+        Of what replicas of other hosts and the tables tell each other. Bytes.
     record : bool
         Keep the order of reads and deliveries, from which a loose run is replayed.
     """
@@ -49,6 +51,7 @@ class Order:
     deadline_seconds: float = 60.0
     step_seconds: float | None = None
     on_nonfinite: Literal["stop", "ignore"] = "stop"
+    longest_message: int = 1 << 30
     record: bool = False
     on_event: Callable[[Event], None] | None = None
 

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from flowml.codecs.contract import Codec, nbytes
 from flowml.layout import Layout
 from flowml.plan import PlanOperator
 from flowml.protocol.promise_specs import ReadSpec
-from flowml.runtime.center import Center
 from flowml.runtime.rank import Rank
+from flowml.runtime.reads import Reads
 from flowml.runtime.row_tables import RowSpec
 from flowml.runtime.values import EMPTY, Value
 from flowml.types import Array
@@ -27,8 +26,8 @@ class Pull(Protocol):
     """One read of one replica."""
 
     @property
-    def spec(self) -> ReadSpec:
-        """What it promises."""
+    def number(self) -> int:
+        """In the plan."""
 
     def is_due(self, step: int) -> bool:
         """Tell whether it is made in a step."""
@@ -36,11 +35,8 @@ class Pull(Protocol):
     def prepare(self) -> None:
         """Make ready what needs no lock."""
 
-    def take(self, center: Center) -> int:
+    def take(self, reads: Reads) -> int:
         """Copy what is read; return the bytes that a network would carry."""
-
-    def version(self, center: Center) -> int:
-        """Return the version of the table that was read last."""
 
 
 @dataclass
@@ -55,12 +51,16 @@ class Copies:
 class TablePull:
     """A read of a whole table."""
 
+    number: int
     spec: ReadSpec
     copies: Copies
-    layout: Layout
-    codec: Codec | None
     fires: Callable[[int], bool]
     """Tells whether the reader fires in a step; only asked where the edge has no period."""
+
+    @property
+    def known(self) -> int:
+        """The version that is here; -1: none."""
+        return self.copies.known.get(self.spec.source, -1)
 
     def is_due(self, step: int) -> bool:
         """Tell whether it is made in a step."""
@@ -69,24 +69,11 @@ class TablePull:
     def prepare(self) -> None:
         """Do nothing."""
 
-    def take(self, center: Center) -> int:
+    def take(self, reads: Reads) -> int:
         """Copy the table if it has changed."""
-        name = self.spec.source
-        moved = center.copy_tables({name: self.copies.targets[name]}, self.copies.known)
-        return self._coded() if moved and self.codec is not None else moved
-
-    def version(self, center: Center) -> int:
-        """Return the version of the table that was read last."""
-        return self.copies.known.get(self.spec.source, 0)
-
-    def _coded(self) -> int:
-        """Let the copy be what the other end of the edge decodes."""
-        assert self.codec is not None
-        moved = 0
-        for leaf in self.layout.leaf_views(self.copies.targets[self.spec.source]).values():
-            payload, _ = self.codec.encode(leaf, self.codec.init(leaf.shape, leaf.dtype, 0))
-            moved += nbytes(payload)
-            leaf[...] = self.codec.decode(payload, leaf.shape, leaf.dtype)
+        source = self.spec.source
+        moved = reads.table(self.number, self.copies.targets[source], self.known)
+        self.copies.known[source] = reads.version(self.number)
         return moved
 
 
@@ -94,15 +81,14 @@ class TablePull:
 class RowPull:
     """A read of the rows that an operator names."""
 
-    spec: ReadSpec
+    number: int
     rows: RowSpec
     rank: Rank
     receiver: PlanOperator
-    codec: Codec | None
     fires: Callable[[int], bool]
     where: str
-    _ids: Array | None = None
-    _version: int = 0
+    ids: Array | None = None
+    """Of this step; None: nothing is read."""
 
     def is_due(self, step: int) -> bool:
         """Tell whether it is made in a step."""
@@ -112,43 +98,32 @@ class RowPull:
         """Look at the ids."""
         port = self.receiver.inputs[0]
         value = self.rank.registers[self.rank.slots[port.source, port.output]]
-        self._ids = None if value.empty else self.rows.check_ids(value.content, self.where)
+        self.ids = None if value.empty else self.rows.check_ids(value.content, self.where)
 
-    def take(self, center: Center) -> int:
+    def take(self, reads: Reads) -> int:
         """Copy the rows, aligned with the ids."""
         slot = self.rank.slots[self.receiver.name, 0]
-        self._version = center.rule.version(self.spec.source)
-        if self._ids is None:
+        if self.ids is None:
             self.rank.registers[slot] = EMPTY
             return 0
-        found = center.rows_of(self.spec.source, self._ids.reshape(-1))
-        moved = found.nbytes + self._ids.nbytes
-        if self.codec is not None:
-            state = self.codec.init(found.shape, found.dtype, 0)
-            payload, _ = self.codec.encode(found, state)
-            found = self.codec.decode(payload, found.shape, found.dtype)
-            moved = nbytes(payload) + self._ids.nbytes
-        shaped = found.reshape(self._ids.shape + self.rows.shape)
+        found, moved = reads.rows(self.number, self.ids.reshape(-1))
+        shaped = found.reshape(self.ids.shape + self.rows.shape)
         shaped.flags.writeable = False
         self.rank.registers[slot] = Value(shaped, None)
-        return moved
-
-    def version(self, center: Center) -> int:
-        """Return the version of the table that was read last."""
-        return self._version
+        return moved + self.ids.nbytes
 
 
 @dataclass
 class AnswerPull:
     """What the contributions of a step came to."""
 
+    number: int
     spec: ReadSpec
     rank: Rank
     receiver: PlanOperator
     targets: tuple[tuple[Layout, Buffers], ...]
     """Of each output."""
     fires: Callable[[int], bool]
-    table: str | None
 
     def is_due(self, step: int) -> bool:
         """Tell whether it is made in a step."""
@@ -157,19 +132,13 @@ class AnswerPull:
     def prepare(self) -> None:
         """Do nothing."""
 
-    def take(self, center: Center) -> int:
+    def take(self, reads: Reads) -> int:
         """Copy what a gate came to."""
         moved = 0
         for output, (layout, buffers) in enumerate(self.targets):
-            examples = center.receive(self.spec.source, output, buffers)
+            examples = reads.answer(self.number, output, buffers)
             view = layout.views(buffers, writeable=False)
             value = EMPTY if examples == 0 else Value(view, examples)
             self.rank.registers[self.rank.slots[self.receiver.name, output]] = value
             moved += layout.nbytes
         return moved
-
-    def version(self, center: Center) -> int:
-        """Return the version of the table that was read last, or how often the gate has fired."""
-        if self.table is not None:
-            return center.rule.version(self.table)
-        return center.rule.gates[self.spec.gate].fired

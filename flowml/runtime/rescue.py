@@ -12,6 +12,7 @@ import optree
 from flowml.errors import FlowmlError
 from flowml.plan import Plan
 from flowml.runtime.gang import Committed
+from flowml.runtime.loose_places import ELSEWHERE
 from flowml.runtime.outcome import Order, Tables
 from flowml.runtime.tablestate import initial
 
@@ -40,12 +41,16 @@ def rescued(
     -----
     A table that is shared is whole as soon as one rank has committed it: all have met before.
     Tables of one group or replica are None where their ranks are lost, or at another step, by
-    steps that they make without meeting the others.
+    steps that they make without meeting the others. Of a loose run a worker that does not hold the
+    shared tables does not know how far all have come: what it has belongs to what others tell.
     """
     found: Committed = {}
     for reply in replies:
         for step, tables in reply.items():
             found.setdefault(step, {}).update(tables)
+    elsewhere = found.pop(ELSEWHERE, {})
+    for tables in found.values():
+        tables.update(elsewhere)
     found = found or seen
     if found:
         last = max(found, key=lambda step: (len(found[step]), step))

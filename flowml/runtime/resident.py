@@ -28,6 +28,7 @@ from flowml.runtime.attach import Worker
 from flowml.runtime.domain import Layouts
 from flowml.runtime.feeding import Feed, expected_steps, steps_per_epoch, total_steps
 from flowml.runtime.gang import Committed, Window
+from flowml.runtime.loose_hosts import check_hosts
 from flowml.runtime.loose_plan import is_loose
 from flowml.runtime.outcome import HistoryBuilder, Order, Outcome, evaluation_due
 from flowml.runtime.oversight import Interrupted, Oversight, settled
@@ -212,13 +213,7 @@ class Resident:
     def _placed(self, plan: Plan, layouts: Layouts, roster: Roster) -> Plan:
         if not is_loose(plan):
             return with_own_copies(plan, layouts, len(roster.domains), self.own_copies_bytes)
-        if len(roster.domains) > 1:
-            raise PlanError(
-                f"graph {plan.graph!r}",
-                "stale and async edges run between processes that share memory in this release",
-                f"{len(roster.domains)} hosts, or a transport without shared memory",
-                "Mark all edges .sync(), or use workers of one host.",
-            )
+        check_hosts(plan, layouts, roster, self.order.longest_message)
         return plan
 
     def _join(

@@ -21,6 +21,7 @@ from flowml.errors import StalledError
 from flowml.plan import Plan
 from flowml.runtime.center import Center
 from flowml.runtime.center_memory import CenterMemory
+from flowml.runtime.center_seat import CenterSeat
 from flowml.runtime.cursor import Act, Cursor
 from flowml.runtime.domain import Domain, Layouts
 from flowml.runtime.inputs import Pattern
@@ -218,6 +219,6 @@ def _cursor(
     domain = Domain(0, ((0,),))
     shared = group_memory(loose.local, layouts, domain)
     replica = LooseRank.make(loose, 0, layouts, order, streams, memory.specs, domain, shared)
-    cursor = Cursor(replica, center)
+    cursor = Cursor(CenterSeat(replica, center))
     cursor.peers = [cursor]
     return cursor

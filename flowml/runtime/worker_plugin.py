@@ -7,6 +7,7 @@ bring anything of it back.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -20,7 +21,14 @@ from flowml.data.source import Partition
 from flowml.errors import FlowmlError, StaleRunError
 from flowml.protocol.failures import Aborted
 from flowml.protocol.mailbox import Parcel
-from flowml.runtime._dask import add_request, add_stream, remove_names
+from flowml.runtime._dask import (
+    add_request,
+    add_stream,
+    bytes_payload,
+    event_loop,
+    remove_names,
+    worker_rpc,
+)
 from flowml.runtime.courier import RpcCourier
 from flowml.runtime.feeding import RESIDENT_BYTES
 from flowml.runtime.gang import Gang
@@ -28,7 +36,9 @@ from flowml.runtime.host_hello import HostListener
 from flowml.runtime.host_key import host_key
 from flowml.runtime.loop_settings import LoopSettings
 from flowml.runtime.loose_gang import LooseGang
+from flowml.runtime.loose_memory import HOME
 from flowml.runtime.runspec import RunSpec
+from flowml.runtime.table_call import PARK_SECONDS, TableCall
 from flowml.runtime.watch import BEAT_SECONDS
 
 NAME = "flowml"
@@ -57,6 +67,7 @@ class FlowWorker(WorkerPlugin):
         self._lock = threading.RLock()  # tasks and handlers run in different threads
         add_request(worker, "flowml_exchange", self.take_parcel)
         add_request(worker, "flowml_pulse", self.pulse)
+        add_request(worker, "flowml_tables", self.take_request)
         takers = self.worker_lost, self.abort, self.close
         for message, taker in zip(MESSAGES, takers, strict=True):
             add_stream(worker, message, taker)
@@ -68,7 +79,7 @@ class FlowWorker(WorkerPlugin):
         self._beat.stop()
         for run in [*self.gangs, *self._listeners, *self._parts]:
             self.close(run)
-        remove_names(worker, "flowml_exchange", "flowml_pulse")
+        remove_names(worker, "flowml_exchange", "flowml_pulse", "flowml_tables")
         for message in MESSAGES:  # one that is on its way, without a taker, breaks Dask's stream
             add_stream(worker, message, ignored)
 
@@ -115,12 +126,31 @@ class FlowWorker(WorkerPlugin):
             courier = None
             if len(spec.roster.domains) > 1:
                 courier = self._couriers[run] = RpcCourier(self.worker, spec, me)
-            kind = Gang if spec.loose is None else LooseGang
-            gang = self.gangs[run] = kind(spec, me, courier, resident)
+            gang = self.gangs[run] = self._gang(spec, courier, resident)
             for (operator, rank), parts in self._parts.get(run, {}).items():
                 gang.load(operator, rank, parts)
             self.settings.begin(run, spec.plan.blas_threads)
         gang.join(self._listeners.get(run))
+
+    def _gang(self, spec: RunSpec, courier: RpcCourier | None, resident: int) -> Gang:
+        me = self.worker.address
+        if spec.loose is None:
+            return Gang(spec, me, courier, resident)
+        gang = LooseGang(spec, me, courier, resident)
+        if spec.domain_of(me).number != HOME:
+            gang.tables_at = self._tables_at(spec)
+        return gang
+
+    def _tables_at(self, spec: RunSpec) -> TableCall:
+        """Return the way to the first worker of the domain that holds the tables."""
+        home, order = spec.roster.domains[HOME][0], spec.order
+
+        async def send(content: bytes) -> Any:
+            rpc = worker_rpc(self.worker, home)
+            return await rpc.flowml_tables(run=spec.name, content=bytes_payload(content))
+
+        loop = event_loop(self.worker)
+        return TableCall(send, loop, home, order.deadline_seconds, order.longest_message)
 
     def gang(self, run: str, incarnation: int) -> Gang:
         """Return the gang of a run.
@@ -190,6 +220,20 @@ class FlowWorker(WorkerPlugin):
         except FlowmlError as error:
             return {"status": str(error)}
         return {"status": "OK"}
+
+    async def take_request(self, run: str, content: Any) -> dict[str, Any]:
+        """Take in a request of a replica of another host; answer when it is done."""
+        gang = self.gangs.get(run)
+        asked = gang.ask_tables(content) if isinstance(gang, LooseGang) else None
+        if asked is None:
+            return {"status": "the run has ended" if run in self._ended else "later"}
+        try:
+            reply = await asyncio.wait_for(asyncio.wrap_future(asked), PARK_SECONDS)
+        except TimeoutError:
+            return {"status": "later", "parked": True}
+        except Exception as error:  # whatever an operator raised: the sender's run is over too
+            return {"status": str(error) or type(error).__name__}
+        return {"status": "OK", "reply": bytes_payload(reply)}
 
     async def pulse(self, run: str) -> dict[str, str]:
         """Answer, as long as this worker is in the run."""

@@ -258,7 +258,7 @@ def _evaluate(
         if (step, name) in known:
             continue
         operator = state.plan.operator(name)
-        table = state.center.table(evaluated_table(state.plan, operator))
+        table = state.center.tables.table(evaluated_table(state.plan, operator))
         metrics = evaluate_source(operator, table, step)
         outcome.metrics.append({"step": step, "name": name, "seconds": now, **metrics})
         state.order.tell(Evaluated(step=step, name=name, metrics=metrics))

@@ -273,6 +273,19 @@ def test_replicas_queue_for_the_lock():
     assert found.seconds == pytest.approx(425 * US)
 
 
+def test_replicas_on_other_hosts_ask_for_the_tables():
+    push = stale(combine=False)
+    measured = loose(300 * US, message_seconds=1e-3, network_bytes_per_second=32e3)
+    near = predicted(push, 4, measured)
+    far = predicted(push, 4, measured, hosts=["a", "a", "b", "b"])
+    # One round trip a step: a gradient there and a table back, 32 bytes each.
+    assert near.barrier_seconds == 0
+    assert far.barrier_seconds == pytest.approx(1e-3 + 2e-3)
+    found = explain(push, 4, probe=measured, hosts=["a", "a", "b", "b"]).edges
+    sent = {edge.edge: (edge.messages, edge.message_bytes) for edge in found if edge.crosses}
+    assert sent == {"w -> gradient": (4, 2 * 32), "gradient -> update_w": (0, 2 * 32)}
+
+
 def test_many_replicas_are_bound_by_the_lock():
     push = sgd(lambda w: w.async_(), combine=False)
     found = predicted(push, 64, loose(300 * US, deliver=100 * US))

@@ -86,7 +86,7 @@ def test_a_loose_step_reads_and_delivers_what_is_predicted(name, replicas):
         measure(graph.logical, replicas).payloads if name in COMPRESSED else {},
     )
     moving = LooseTraffic.of(traffic)
-    edges = [moving.edge(*port, "") for port in inputs(traffic)]
+    edges = [moving.edge(*port, "", traffic.hosts) for port in inputs(traffic)]
     predicted = {
         "written": STEPS * sum(edge.written_bytes for edge in edges),
         "read": STEPS * sum(edge.read_bytes for edge in edges),
@@ -102,10 +102,10 @@ def test_a_period_of_the_push_alone_leaves_reads_without_news():
     traffic = traffic_of(graph, 2)
     moving = LooseTraffic.of(traffic)
     nbytes = traffic.layouts["w", -1].nbytes
-    read = moving.edge("gradient", 0, "")
+    read = moving.edge("gradient", 0, "", traffic.hosts)
     # Each of two replicas sees the pushes of both, at other moments: 1 - (1 - 1/4)**2 of its reads.
     assert read.read_bytes == pytest.approx(2 * nbytes * 7 / 16)
-    assert moving.edge("update_w", 0, "").written_bytes == 2 * nbytes / 4
+    assert moving.edge("update_w", 0, "", traffic.hosts).written_bytes == 2 * nbytes / 4
     assert moving.deliver_rate() == 1 / 4
 
 
@@ -116,7 +116,7 @@ def test_rows_and_filters_are_as_large_as_they_were_in_the_measurement():
     payloads = measure(graph.logical, 2).payloads
     traffic = Traffic.of(plan, known_layouts(plan, {}), ((0, 1),), payloads)
     moving = LooseTraffic.of(traffic)
-    edges = [moving.edge(*port, "") for port in inputs(traffic)]
+    edges = [moving.edge(*port, "", traffic.hosts) for port in inputs(traffic)]
     read = {edge.edge: STEPS * edge.read_bytes for edge in edges if edge.read_bytes}
     written = {edge.edge: STEPS * edge.written_bytes for edge in edges if edge.written_bytes}
     assert read == {"s -> rows": 2 * STEPS * 8 * (3 * 4 + 8)}  # eight rows and their keys

@@ -83,14 +83,14 @@ def draw(rng: random.Random) -> Case:
     if rng.random() < 0.2:
         promises = ((0, 0.0), (rng.randint(1, 12), staleness)) if staleness else promises
     quiet = rng.random() < 0.2
-    crashes = 0.0 if rng.random() < 0.4 else rng.choice((0.005, 0.02, 0.05))
+    crashes = 0.0 if rng.random() < 0.4 else rng.choice((0.002, 0.005, 0.02))
     loss = 0.0 if quiet else rng.choice((0.02, 0.1, 0.3))
     return Case(
         replicas,
         shards,
         promises,
         rng.choice((1, 1, 1, 2, 3)),
-        tuple(least + rng.randint(0, 12) for _ in range(replicas)),
+        tuple(least + rng.randint(0, 5) for _ in range(replicas)),
         rng.choice(("merged", "ahead", "after")),
         loss,
         0.0 if quiet else rng.choice((0.0, 0.1, 0.5)),
@@ -138,7 +138,7 @@ class Shard:
             return self.rule.room(0, writer) is None
         return act.kind != READ or self.rule.missing([self.read], act.step) is None
 
-    def do(self, writer: int, act: Act) -> Act:
+    def apply(self, writer: int, act: Act) -> Act:
         if act.kind == READ:
             seen = [np.array(steps, np.int64) for steps in self.pushed]
             late = self.rule.lateness(self.read, act.step)

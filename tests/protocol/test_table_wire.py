@@ -166,7 +166,7 @@ class Untouched:
     def may(self, writer: int, act: Act) -> bool:
         raise AssertionError(f"{writer} asks for {act}")
 
-    def do(self, writer: int, act: Act) -> Act:
+    def apply(self, writer: int, act: Act) -> Act:
         raise AssertionError(f"{writer} does {act}")
 
 

@@ -17,7 +17,7 @@ from flowml.protocol import one_version, promise_rule, table_client, table_serve
 from flowml.protocol.failures import ProtocolError
 from flowml.protocol.table_client import WINDOW, TableClient
 from flowml.protocol.table_server import EARLY, TableServer
-from flowml.protocol.table_wire import DELIVER, READ, Act, Frame
+from flowml.protocol.table_wire import DELIVER, READ, REFUSED, Act, Frame
 from tests.protocol.simulate_tables import FRAMES, RUN, Violation, simulate
 
 SEEDS, AT_ONCE = 10_000, 250
@@ -93,7 +93,7 @@ PLANTED: dict[str, tuple[ModuleType, dict[str, str]]] = {
     ),
     "a parked request is done before it may": (
         table_server,
-        {"if not self._tables.stop and not self._tables.may(number, act):": "if False:"},
+        {"if self._tables.may(number, act):": "if True:"},
     ),
     "a parked request begins again": (
         table_server,
@@ -166,7 +166,7 @@ class Recorded:
     def may(self, writer: int, act: Act) -> bool:
         return self.open or act.kind != READ
 
-    def do(self, writer: int, act: Act) -> Act:
+    def apply(self, writer: int, act: Act) -> Act:
         self.done.append((writer, act.kind, act.step))
         return act._replace(event=len(self.done))
 
@@ -231,6 +231,8 @@ def test_a_run_that_stops_answers_what_is_parked() -> None:
     tables.stop = 1
     (reply,) = server.poll()
     assert reply.flags == 1
+    assert [act.kind for act in reply.acts] == [REFUSED]
+    assert tables.done == []
     client.receive(reply)
     assert client.stop == 1
 
