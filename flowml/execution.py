@@ -19,7 +19,10 @@ from flowml.history import History
 from flowml.interrupts import block_interrupts
 from flowml.report import write_report
 from flowml.runtime.interleaved import replay
+from flowml.runtime.loose_plan import is_loose
 from flowml.runtime.loose_rank import KINDS
+from flowml.runtime.moved import Moved
+from flowml.runtime.moved_loose import moved_of
 from flowml.runtime.outcome import Order, Outcome
 from flowml.timeline import Timeline
 from flowml.types import Array, Pytree
@@ -51,6 +54,8 @@ class Run:
         Committed steps.
     seconds : float
         Wall time of the steps.
+    moved : Moved
+        Bytes between replicas.
     error : FlowmlError or None
     """
 
@@ -216,6 +221,25 @@ class Run:
                 "graph.run(..., record=True) keeps it; a synchronous run is repeated by its seed.",
             )
         return record, order
+
+    @property
+    def moved(self) -> Moved:
+        """Bytes between replicas, by edge, and messages between hosts.
+
+        Of a run with stale, async or compressed edges: of the tables that replicas copied, and of
+        what they delivered, as codecs and filters make it. Of a synchronous run in the executors
+        serial and tasks, whose replicas share no memory, nothing.
+
+        Raises
+        ------
+        PlanError
+            If such a run was not recorded: ``graph.run(..., record=True)``.
+        """
+        outcome = self.outcome
+        if not is_loose(outcome.plan):
+            return outcome.moved
+        record, _ = self._recorded()
+        return moved_of(outcome.plan, record)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,43 +10,32 @@ from typing import Any, Literal
 import networkx as nx
 
 from flowml import configuration
-from flowml.cluster_run import Asked, probe_here, run_on_cluster, seat_workers
+from flowml.calibration import calibrate
+from flowml.cluster_run import Asked, seat_workers
 from flowml.collect import collect
 from flowml.compiled import CompiledPlan
 from flowml.compiler.check import check
 from flowml.compiler.explain import explain
 from flowml.compiler.explained import Explanation
 from flowml.compiler.gauge import measure, usable_cores
-from flowml.compiler.loose import shape_refusals
+from flowml.compiler.measured import Measured
 from flowml.compiler.place import Groups
 from flowml.compiler.promises import resolve
 from flowml.compiler.stages import compile_graph
 from flowml.drawing import as_mermaid, as_svg, as_text, mimebundle
 from flowml.drawing.text import counted
-from flowml.errors import FlowmlError, PlanError, raise_all
-from flowml.events import Event, Finished, RunStarted
-from flowml.execution import Execute, Run
+from flowml.errors import FlowmlError, PlanError
+from flowml.events import Event
+from flowml.execution import Run
+from flowml.executors import dry_run_of, execution_of, heard_by_both, told
 from flowml.graph import LogicalGraph
 from flowml.handles import Handle
 from flowml.options import executor_of, order_of, positive, refuse_other, seed_of
-from flowml.plan import Plan
 from flowml.progress import ProgressLine
-from flowml.runtime.attach import attached, leave_pool
+from flowml.runtime.attach import Worker, attached, leave_pool
 from flowml.runtime.equivalence import largest_difference
 from flowml.runtime.failed_call import FailedCall
-from flowml.runtime.feeding import expected_steps
-from flowml.runtime.interleaved import run_interleaved
-from flowml.runtime.loose_plan import is_loose
-from flowml.runtime.notes import tell_notes
-from flowml.runtime.outcome import Order, Outcome
-from flowml.runtime.serial import run_serial
-from flowml.runtime.shipping import check_ships
 from flowml.simulate.models import Compute, Faults, Network
-from flowml.simulate.virtual import run_virtual
-
-MadeUp = tuple[Compute, Network, Faults]
-MADE_UP: MadeUp = (Compute(), Network(), Faults())
-"""The cluster of a simulation where nobody describes another one."""
 
 
 class Graph:
@@ -197,45 +185,12 @@ class Graph:
             record=record,
         )
         line = ProgressLine(configuration.read("progress") if progress is None else progress)
-        order = replace(order, on_event=_both(line, on_event))
+        order = replace(order, on_event=heard_by_both(line, on_event))
         threads = positive("blas_threads", blas_threads) or configuration.read("blas-threads")
         asked = Asked(self.logical, replicas, groups, threads, name, cluster, order)
         if dry_run:
-            plan = _local_plan(asked)
-            return Run(self.logical, lambda stop: _dry(plan, order), failures)
-        return Run(self.logical, _told(line, order, self._execution(asked)), failures)
-
-    def _execution(self, asked: Asked, made_up: MadeUp = MADE_UP) -> Execute:
-        """Return what runs it, and notes what was asked."""
-        execute = self._executor(asked, made_up)
-
-        def run(stop: Callable[[], bool]) -> Outcome:
-            outcome = execute(stop)
-            outcome.executor, outcome.order = asked.executor, asked.order
-            return outcome
-
-        return run
-
-    def _executor(self, asked: Asked, made_up: MadeUp) -> Execute:
-        """Return what runs it, after what can be refused at once."""
-        self._check_length(asked.order)
-        if asked.executor == "serial":
-            plan = _local_plan(asked)
-            return lambda stop: _serial(plan, asked.order, stop)
-        if asked.executor == "simulated":
-            return self._simulation(asked, *made_up)
-        # Tell what is wrong before a cluster is looked for.
-        early = _local_plan(asked if asked.replicas else replace(asked, groups=None))
-        if asked.executor == "tasks" and is_loose(early):
-            raise PlanError(
-                self.logical.label,
-                "the executor 'tasks' runs sync edges without codecs only: a Dask task waits for "
-                "all its inputs",
-                "stale, async or compressed edges",
-                "Leave executor= out, or mark all edges .sync().",
-            )
-        leave_pool()
-        return lambda stop: run_on_cluster(asked, stop)
+            return Run(self.logical, dry_run_of(asked), failures)
+        return Run(self.logical, told(line, order, execution_of(asked)), failures)
 
     def simulate(
         self,
@@ -293,24 +248,7 @@ class Graph:
             self.logical, positive("replicas", replicas), groups, 1, "simulated", None, order
         )
         made = compute or Compute(), network or Network(), faults or Faults()
-        return Run(self.logical, self._execution(asked, made)).wait()
-
-    def _check_length(self, order: Order) -> None:
-        if order.steps is None and order.epochs is None:
-            raise PlanError(
-                self.logical.label,
-                "a run needs steps= or epochs=",
-                "neither",
-                "For example graph.run(epochs=10).",
-            )
-
-    def _simulation(
-        self, asked: Asked, compute: Compute, network: Network, faults: Faults
-    ) -> Execute:
-        plan = _local_plan(asked)
-        raise_all(self.logical.label, shape_refusals(self.logical))
-        layouts = probe_here(plan, asked.order)
-        return lambda stop: run_virtual(plan, asked.order, layouts, compute, network, faults, stop)
+        return Run(self.logical, execution_of(asked, made)).wait()
 
     def check_equivalent(
         self,
@@ -376,7 +314,61 @@ class Graph:
         """Return the physical plan for a number of replicas; see :class:`CompiledPlan`."""
         return CompiledPlan(compile_graph(self.logical, replicas, groups))
 
-    def explain(self, replicas: int = 2, groups: Groups = None, cluster: Any = None) -> Explanation:
+    def measure(
+        self,
+        replicas: int = 2,
+        cluster: Any = None,
+        *,
+        seed: int = 0,
+        blas_threads: int | None = None,
+    ) -> Measured:
+        """Time the parts of a step where it would run, with all replicas busy at the same time.
+
+        Parameters
+        ----------
+        replicas : int
+        cluster : Client, Cluster, str, optional
+            As in :meth:`start`: the current client when left out, else an embedded cluster.
+        seed, blas_threads : int
+            As in :meth:`start`.
+
+        Returns
+        -------
+        Measured
+            For :meth:`explain`; ``measured.with_figures(cores=64)`` asks of another machine.
+
+        Raises
+        ------
+        FlowmlError
+            What the first step of a run would raise.
+
+        Notes
+        -----
+        Takes some seconds: the data go to the workers, where they stay for the next run, and the
+        replicas are timed for half a second, without exchanging anything.
+        """
+        compile_graph(self.logical, positive("replicas", replicas) or 1, 1)
+        threads = positive("blas_threads", blas_threads) or configuration.read("blas-threads")
+        leave_pool()
+        with attached(cluster, replicas) as found:
+            workers = seat_workers(found, replicas)
+            return calibrate(
+                self.logical,
+                found.client,
+                workers,
+                _cores_of(workers),
+                transport=str(configuration.read("transport")),
+                threads=int(threads),
+                seed=seed_of(seed),
+            )
+
+    def explain(
+        self,
+        replicas: int = 2,
+        groups: Groups = None,
+        cluster: Any = None,
+        measured: Measured | None = None,
+    ) -> Explanation:
         """Explain how the graph would run: ``print(graph.explain(replicas=4))``.
 
         Parameters
@@ -385,71 +377,32 @@ class Graph:
         groups : "host", int, or list of lists of ranks, optional
         cluster : Client, Cluster, str, optional
             Whose hosts and cores to count with; this machine when left out. Nothing runs there.
+        measured : Measured, optional
+            What the parts of a step cost, from :meth:`measure`, or made up. Left out: one replica
+            is timed in this process, alone, for about a second.
 
         Returns
         -------
         Explanation
             Stages, promises taken, fused groups, placements, summation trees, traffic, memory,
-            and a predicted step from a measurement of about a second in this process.
+            a predicted step, the speed-up over replicas and what limits it, and advice.
         """
         hosts, cores = None, usable_cores()
         if cluster is not None:
             with attached(cluster, replicas) as found:
                 workers = seat_workers(found, replicas)
-            hosts = [worker.host for worker in workers]
-            cores = sum({worker.address: worker.threads for worker in workers}.values())
+            hosts, cores = [worker.host for worker in workers], _cores_of(workers)
         try:
             compile_graph(self.logical, replicas, groups, hosts=hosts)
         except FlowmlError:  # explain raises it again, or says what does not run yet
             return explain(self.logical, replicas, groups, probe=None, hosts=hosts)
-        measured = replace(measure(self.logical, replicas), cores=cores)
+        if measured is None:
+            measured = measure(self.logical, replicas).with_figures(cores=cores)
         return explain(self.logical, replicas, groups, probe=measured, hosts=hosts)
 
 
-def _both(
-    line: ProgressLine, on_event: Callable[[Event], None] | None
-) -> Callable[[Event], None] | None:
-    if on_event is None:
-        return line if line.visible else None
-    listener = on_event
-
-    def tell(event: Event) -> None:
-        line(event)
-        listener(event)
-
-    return tell
-
-
-def _told(line: ProgressLine, order: Order, execute: Execute) -> Execute:
-    """Tell the end of a run, and take its line off the terminal however it ends."""
-
-    def run(stop: Callable[[], bool]) -> Outcome:
-        with line:
-            outcome = execute(stop)
-            order.tell(Finished(outcome.status, outcome.steps, outcome.seconds))
-            return outcome
-
-    return run
-
-
-def _serial(plan: Plan, order: Order, stop: Callable[[], bool]) -> Outcome:
-    total = expected_steps(plan, order.seed, order.steps, order.epochs)
-    order.tell(RunStarted("", plan.graph, "serial", plan.replicas, total))
-    tell_notes(plan, order)
-    if is_loose(plan):
-        return run_interleaved(plan, order, probe_here(plan, order), stop)
-    return run_serial(plan, order, stop)
-
-
-def _local_plan(asked: Asked) -> Plan:
-    return compile_graph(
-        asked.graph, asked.replicas or 1, asked.groups, blas_threads=asked.blas_threads
-    )
-
-
-def _dry(plan: Plan, order: Order) -> Outcome:
-    """Check pickling, shapes, dtypes and one step in this process."""
-    check_ships(plan)
-    began = time.monotonic()
-    probe_here(plan, order)
-    return Outcome(plan, seconds=time.monotonic() - began)
+def _cores_of(workers: Sequence[Worker]) -> int:
+    """Return the cores that replicas share: the threads of their workers, as far as there are."""
+    threads = sum({worker.address: worker.threads for worker in workers}.values())
+    here = {worker.host for worker in workers} <= {"127.0.0.1"}
+    return min(threads, usable_cores()) if here else threads

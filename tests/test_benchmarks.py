@@ -15,6 +15,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
 from compile_scale import STAGES, slope  # noqa: E402 - the folder is no package
+from explain_calibration import GRAPHS  # noqa: E402
 from sync_report import CONTENDERS, RATIOS, crossing, crossing_text, crossings  # noqa: E402
 
 RUN_SECONDS = 300
@@ -85,6 +86,16 @@ def test_compile_time_by_size(tmp_path):
         assert sizes == sorted(set(sizes))
         assert set(report[axis]["slopes"]) == set(STAGES)
         assert all(point[stage] > 0 for point in report[axis]["points"] for stage in STAGES)
+
+
+def test_explain_beside_what_a_run_does(tmp_path):
+    report = report_of("explain_calibration.py", tmp_path)
+    assert [result["graph"] for result in report["results"]] == list(GRAPHS)
+    for result in report["results"]:
+        assert len(result["predicted"]) == len(result["measured"]) + 1 == 2
+        assert result["ratio"] == sum(result["predicted"]) / 2 / result["measured"][0] > 0
+        assert result["bytes_ratios"] == pytest.approx({"written": 1.0, "read": 1.0}, rel=0.01)
+        assert result["counted_bytes"]["written"] > 0
 
 
 def test_slope_of_a_power():

@@ -286,6 +286,15 @@ def test_explain_text_and_json(flowml):
     assert found["stages"][0][0] == "check"
 
 
+def test_explain_calibrates_on_the_cluster_that_is_named(flowml, cluster):
+    words = ("explain", "ssgd", "--calibrate", "--cluster", cluster.scheduler_address)
+    found = json.loads(flowml(*words, "--json").stdout)
+    assert found["timed"] == 2
+    assert found["prediction"]["seconds"] > 0
+    assert [point["replicas"] for point in found["curve"]] == [1, 2, 4, 8]
+    assert found["advice"][0].startswith("communication is ")
+
+
 def test_doctor_says_ok_or_what_to_do(flowml, monkeypatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
     found = flowml("doctor")

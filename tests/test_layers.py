@@ -18,8 +18,9 @@ LAYERS = {
     3: "handles arguments operators differentiate data models protocol drawing",
     4: "appraisal collect history runtime simulate timeline",
     5: "compiler",
-    6: "aftermath execution moved options cluster_run compiled progress report testing",
-    7: "run driver compare",
+    6: "aftermath calibration cluster_run compiled execution moved options progress"
+    " report testing",
+    7: "executors run driver compare",
     8: "cli demo doctor sklearn torch jax dashboard __init__ __main__",
 }
 LEVEL = {word: level for level, words in LAYERS.items() for word in words.split()}
@@ -40,6 +41,7 @@ SIDEWAYS = {
     ("arguments", "handles"),
     ("arguments", "data"),  # fl.load takes bare arrays and Dask collections
     ("operators", "differentiate"),  # fl.gradient takes plain functions
+    ("run", "executors"),  # what a verb of a graph sets off
     ("compare", "run"),  # which it calls
     ("cli", "demo"),  # a command a file, its subject beside
     ("cli", "doctor"),

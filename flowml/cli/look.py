@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -44,14 +43,22 @@ def show_command(form: str, output: str | None, **given: Any) -> None:
 @graph_options
 @groups_option
 @cluster_option
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Time all replicas at once on the workers of --cluster, or of one started here.",
+)
 @json_option
 @reported
-def explain_command(as_json: bool, groups: str | None, cluster: str | None, **given: Any) -> None:
-    """Explain how a graph would run: stages, traffic, memory, and the time of a step."""
+def explain_command(
+    as_json: bool, calibrate: bool, groups: str | None, cluster: str | None, **given: Any
+) -> None:
+    """Explain how a graph would run: stages, traffic, memory, the time of a step, advice."""
     replicas = given["replicas"] or 2
     built = build(given["target"], options_of(given, replicas))
-    explanation = built.graph.explain(replicas, groups_of(groups), cluster)
+    measured = built.graph.measure(replicas, cluster) if calibrate else None
+    explanation = built.graph.explain(replicas, groups_of(groups), cluster, measured)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(explanation)))
+        click.echo(json.dumps(explanation.record()))
     else:
         click.echo(explanation)

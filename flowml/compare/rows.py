@@ -10,7 +10,7 @@ import numpy as np
 from dask.utils import format_bytes
 
 from flowml.compare.trial import Trial
-from flowml.compiler.explained import shown_seconds
+from flowml.compiler.shown import shown_seconds
 
 NUMPY = "NumPy loop"
 """Name of the row that has no graph."""

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from flowml.actions import Aggregate, Evaluate
+from flowml.compiler.advice import advice, verdict
 from flowml.compiler.check import check
-from flowml.compiler.explained import Explanation, shown_seconds
+from flowml.compiler.curve import by_host, speedup_curve
+from flowml.compiler.explained import Explanation
 from flowml.compiler.fuse import Fused, fuse
-from flowml.compiler.gauge import Measured
+from flowml.compiler.layouts import known_layouts
+from flowml.compiler.loose_traffic import LooseTraffic
 from flowml.compiler.lower import lower
+from flowml.compiler.measured import Measured
+from flowml.compiler.memory import memory_of
 from flowml.compiler.place import Groups, Placed, place
-from flowml.compiler.prediction import Prediction, predict
+from flowml.compiler.predict import predict
 from flowml.compiler.promises import SYNC, describe, resolve
 from flowml.compiler.stages import STAGES, Stage
-from flowml.compiler.traffic import EdgeTraffic, Traffic, known_layouts
+from flowml.compiler.traffic import EdgeTraffic, Traffic
 from flowml.drawing.text import counted
 from flowml.errors import FlowmlError
 from flowml.graph import LogicalGraph
@@ -23,7 +29,7 @@ from flowml.reductions import Tree
 from flowml.runtime.loose_plan import is_loose
 from flowml.runtime.notes import notes
 
-ONE_IS_FASTER = "one replica is faster"
+REFUSED = "it can be declared and drawn, but does not run in this release"
 
 
 def explain(
@@ -55,54 +61,60 @@ def explain(
     checked = check(graph)
     placed = place(checked, replicas, groups, hosts)
     fused = fuse(placed)
-    on_hosts = _by_host(replicas, hosts)
-    taken = tuple(
-        (f"{port.source} -> {operator.name}", describe(promise))
-        for (name, number), promise in resolve(checked).items()
-        for operator in (checked.operator(name),)
-        for port in (operator.inputs[number],)
-        if port.edge.promise is None and not port.edge.until
-    )
-    loops = _loops(fused)
     try:
         plan = lower(fused)
     except FlowmlError as refusal:  # it cannot run yet: explained as far as it goes
         stages = _stages(placed, fused, None, None, _refusal(refusal))
-        return Explanation(
-            graph.name,
-            replicas,
-            placed.groups,
-            on_hosts,
-            stages,
-            taken,
-            loops,
-            placed.placements,
-            (),
-            (),
-            None,
-            None,
-            None,
-            "it can be declared and drawn, but does not run in this release",
-        )
-    traffic = Traffic.of(plan, known_layouts(plan, probe.layouts if probe else {}))
-    edges = _edges(checked, traffic, on_hosts)
-    prediction = predict(traffic, edges, probe, len(on_hosts)) if probe else None
+        return _asked(checked, fused, hosts, stages, REFUSED)
+    traffic = Traffic.of(
+        plan,
+        known_layouts(plan, probe.layouts if probe else {}),
+        by_host(replicas, hosts),
+        probe.payloads if probe else {},
+    )
+    prediction = predict(traffic, probe) if probe else None
+    curve = speedup_curve(checked, replicas, groups, hosts, probe) if probe else ()
+    stages = _stages(placed, fused, plan, traffic.barriers(), "")
+    return replace(
+        _asked(checked, fused, hosts, stages, verdict(prediction, probe)),
+        trees=_trees(plan),
+        edges=_edges(checked, traffic),
+        barriers=traffic.barriers(),
+        memory=memory_of(traffic),
+        prediction=prediction,
+        timed=len(probe.together) if probe else 0,
+        notes=notes(plan),
+        curve=curve,
+        advice=advice(traffic, probe, prediction, curve) if probe and prediction else (),
+    )
+
+
+def _asked(
+    graph: LogicalGraph,
+    fused: Fused,
+    hosts: Sequence[str] | None,
+    stages: tuple[tuple[Stage, str], ...],
+    conclusion: str,
+) -> Explanation:
+    """Return what can be said of a graph that may not run."""
+    placed = fused.placed
+    taken = tuple(
+        (f"{port.source} -> {operator.name}", describe(promise))
+        for (name, number), promise in resolve(graph).items()
+        for operator in (graph.operator(name),)
+        for port in (operator.inputs[number],)
+        if port.edge.promise is None and not port.edge.until
+    )
     return Explanation(
         graph.name,
-        replicas,
+        placed.replicas,
         placed.groups,
-        on_hosts,
-        _stages(placed, fused, plan, traffic.barriers(len(on_hosts)), ""),
+        by_host(placed.replicas, hosts),
+        stages,
         taken,
-        loops,
+        _loops(fused),
         placed.placements,
-        _trees(plan),
-        edges,
-        traffic.barriers(len(on_hosts)),
-        traffic.memory(),
-        prediction,
-        _verdict(prediction, probe),
-        notes(plan),
+        conclusion,
     )
 
 
@@ -121,28 +133,22 @@ def _loops(fused: Fused) -> tuple[tuple[str, ...], ...]:
     )
 
 
-def _by_host(replicas: int, hosts: Sequence[str] | None) -> tuple[tuple[int, ...], ...]:
-    names = hosts or ["this host"] * replicas
-    return tuple(
-        tuple(rank for rank in range(replicas) if names[rank] == host)
-        for host in dict.fromkeys(names)
-    )
-
-
-def _edges(
-    graph: LogicalGraph, traffic: Traffic, hosts: tuple[tuple[int, ...], ...]
-) -> tuple[EdgeTraffic, ...]:
+def _edges(graph: LogicalGraph, traffic: Traffic) -> tuple[EdgeTraffic, ...]:
     """Return what each edge of a step carries; over two halves where there is only one host."""
-    replicas = traffic.plan.replicas
+    replicas, hosts = traffic.plan.replicas, traffic.hosts
     if len(hosts) == 1 and replicas > 1:
         half = -(-replicas // 2)
         hosts = (tuple(range(half)), tuple(range(half, replicas)))
     promises = resolve(graph)
-    return tuple(
-        traffic.edge(o, number, describe(promises.get((o.name, number), SYNC)), hosts)
+    inputs = [
+        (o.name, number, describe(promises.get((o.name, number), SYNC)))
         for o in traffic.plan.steps
         for number in range(len(o.inputs))
-    )
+    ]
+    if is_loose(traffic.plan):
+        loose = LooseTraffic.of(traffic)
+        return tuple(loose.edge(*port, hosts) for port in inputs)
+    return tuple(traffic.edge(*port, hosts) for port in inputs)
 
 
 def _trees(plan: Plan) -> tuple[tuple[str, Tree], ...]:
@@ -194,34 +200,3 @@ def _placements(placed: Placed) -> str:
     for name, placement in placed.placements:
         words.setdefault(placement, []).append(name)
     return "; ".join(f"{placement}: {', '.join(names)}" for placement, names in words.items())
-
-
-def _verdict(prediction: Prediction | None, probe: Measured | None) -> str:
-    if prediction is None or probe is None:
-        return "not predicted: nothing was measured"
-    if prediction.replicas == 1:
-        return "one replica runs alone; explain(replicas=2) predicts what another one brings"
-    numbers = (
-        f"{shown_seconds(prediction.seconds)} on {prediction.replicas} replicas (their work "
-        f"{shown_seconds(prediction.replica_seconds)}, overhead "
-        f"{shown_seconds(prediction.overhead_seconds)}) against "
-        f"{shown_seconds(prediction.one_replica_seconds)} on one for the same examples"
-    )
-    shared = ""
-    if prediction.slowdown > 1:
-        shared = (
-            f". The {prediction.replicas} replicas share {probe.cores} cores, so their work "
-            f"is taken as {prediction.slowdown:.3g} times as long"
-        )
-    if prediction.one_is_faster:
-        return (
-            f"{ONE_IS_FASTER}: a step takes {numbers}{shared}. Larger batches, or "
-            "communication every few steps (.every), would change it"
-        )
-    text = f"{prediction.replicas} replicas are {prediction.speedup:.2f} times as fast: {numbers}"
-    if prediction.dominates_from is None:
-        return f"{text}. Nothing is communicated{shared}"
-    return (
-        f"{text}. With the same total batch, communication dominates from "
-        f"{prediction.dominates_from} replicas on{shared}"
-    )

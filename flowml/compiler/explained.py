@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from dask.utils import format_bytes
-
+from flowml.compiler.curve import CurvePoint
+from flowml.compiler.memory import Memory
 from flowml.compiler.prediction import Prediction
+from flowml.compiler.shown import shown_bytes, shown_seconds
 from flowml.compiler.stages import Stage
-from flowml.compiler.traffic import EdgeTraffic, Memory
+from flowml.compiler.traffic import EdgeTraffic
 from flowml.drawing.text import columns, counted
 from flowml.plan import Placement
 from flowml.reductions import Tree
 
 LONGEST_TREE = 72
+ALONE = (
+    "timed: one replica, alone. Replicas that are busy together are slower: graph.measure() or "
+    "--calibrate times them"
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
-    """The plan of a graph for a number of replicas; ``print`` it.
+    """The plan of a graph for a number of replicas; it shows itself as text.
 
     Attributes
     ----------
@@ -34,6 +40,8 @@ class Explanation:
         Fused groups: the operators of each phase, in order.
     placements : tuple of (str, str)
         Of each operator: replica, group, reduce, table or driver.
+    verdict : str
+        Whether the replicas are worth it.
     trees : tuple of (str, tree)
         Of each sum: the order in which replicas are added, such as ``((0, 1), 2)``.
     edges : tuple of EdgeTraffic
@@ -43,10 +51,14 @@ class Explanation:
     memory : Memory or None
     prediction : Prediction or None
         None without a measurement.
-    verdict : str
-        Whether the replicas are worth it.
+    timed : int
+        Replicas that were timed while all of them were busy.
     notes : tuple of str
         What is allowed and rarely meant, such as several pushes a step under a learning rate.
+    curve : tuple of CurvePoint
+        The predicted step at other numbers of replicas; empty without a measurement.
+    advice : tuple of str
+        What would make it faster, in words.
     """
 
     graph: str
@@ -57,16 +69,29 @@ class Explanation:
     promises: tuple[tuple[str, str], ...]
     loops: tuple[tuple[str, ...], ...]
     placements: tuple[tuple[str, Placement], ...]
-    trees: tuple[tuple[str, Tree], ...]
-    edges: tuple[EdgeTraffic, ...]
-    barriers: float | None
-    memory: Memory | None
-    prediction: Prediction | None
     verdict: str
+    trees: tuple[tuple[str, Tree], ...] = ()
+    edges: tuple[EdgeTraffic, ...] = ()
+    barriers: float | None = None
+    memory: Memory | None = None
+    prediction: Prediction | None = None
+    timed: int = 0
     notes: tuple[str, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
+    advice: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """Return all of it as plain dicts and tuples, for JSON."""
+        found = asdict(self)
+        if self.prediction is not None:
+            for name in ("seconds", "communication_seconds", "speedup", "bound"):
+                found["prediction"][name] = getattr(self.prediction, name)
+        return found
 
     def __str__(self) -> str:
         return "\n\n".join(part for part in _sections(self) if part)
+
+    __repr__ = __str__
 
 
 def _sections(found: Explanation) -> list[str]:
@@ -79,7 +104,8 @@ def _sections(found: Explanation) -> list[str]:
         _edge_section(found),
         _memory_section(found),
         _prediction_section(found),
-        f"{found.verdict}.",
+        _curve_section(found),
+        "\n".join(f"{text}." for text in (found.verdict, *found.advice)),
         "\n".join(f"note: {text}" for text in found.notes),
     ]
 
@@ -119,24 +145,26 @@ def _edge_section(found: Explanation) -> str:
         )
         for e in crossing
     ]
-    header = ("edge, a step", "promise", "period", "written", "read by slices", between)
+    header = ("edge, a step", "promise", "period", "written", "read", between)
     stay = len(found.edges) - len(crossing)
-    tail = f"\nnot shown: {counted(stay, 'edge')} inside one replica" if stay else ""
-    return (
-        f"{columns(header, rows)}{tail}\n"
-        f"{counted(found.barriers or 0, 'barrier')} a step; on one host no messages, only "
-        "shared memory"
-    )
+    tail = f"\nnot shown: {counted(stay, 'edge')} inside one replica or group" if stay else ""
+    meets = f"{counted(found.barriers, 'barrier')} a step" if found.barriers else "no barriers"
+    memory = "on one host no messages, only shared memory"
+    return f"{columns(header, rows)}{tail}\n{meets}; {memory}"
 
 
 def _memory_section(found: Explanation) -> str:
     if found.memory is None:
         return ""
-    parts = (
-        f"tables {shown_bytes(found.memory.tables)}, rules {shown_bytes(found.memory.rules)}, "
-        f"regions that cross {shown_bytes(found.memory.regions)}"
-    )
-    return f"memory beside the data: {parts}"
+    memory = found.memory
+    parts = [
+        f"tables {shown_bytes(memory.tables)}",
+        f"rules {shown_bytes(memory.rules)}",
+        f"what crosses {shown_bytes(memory.regions)}",
+    ]
+    if memory.codecs != 0:
+        parts.append(f"codecs {shown_bytes(memory.codecs)}")
+    return f"memory beside the data: {', '.join(parts)}"
 
 
 def _prediction_section(found: Explanation) -> str:
@@ -144,39 +172,29 @@ def _prediction_section(found: Explanation) -> str:
     if p is None:
         return ""
     rows = [
-        ("work of a replica on its batch", shown_seconds(p.replica_seconds)),
-        ("barriers", shown_seconds(p.barrier_seconds)),
-        ("reading what crosses", shown_seconds(p.transfer_seconds)),
-        ("sums and rules", shown_seconds(p.update_seconds)),
+        ("work of a replica on its batch", p.replica_seconds),
+        ("waiting for the slowest one", p.waiting_seconds),
+        ("barriers", p.barrier_seconds),
+        ("reading what crosses", p.transfer_seconds),
+        ("sums and rules", p.update_seconds),
+        ("queueing for the lock", p.lock_seconds),
+    ]
+    shown = [(name, shown_seconds(seconds)) for name, seconds in rows if seconds]
+    shown += [
         ("step", shown_seconds(p.seconds)),
         ("one replica, same examples", shown_seconds(p.one_replica_seconds)),
         ("speed-up", f"{p.speedup:.2f}"),
     ]
-    return columns(("predicted, a step", ""), rows)
+    alone = found.timed < found.replicas and found.replicas > 1
+    tail = f"\n{ALONE}" if alone and found.timed else ""
+    return columns(("predicted, a step", ""), shown) + tail
 
 
-def shown_bytes(count: float | None) -> str:
-    """Return a size in words; "?" where it is not known.
-
-    Examples
-    --------
-    >>> shown_bytes(0), shown_bytes(31400), shown_bytes(None)
-    ('0', '30.66 kiB', '?')
-    """
-    if count is None:
-        return "?"
-    return format_bytes(round(count)) if count else "0"
-
-
-def shown_seconds(seconds: float) -> str:
-    """Return a duration with three digits.
-
-    Examples
-    --------
-    >>> shown_seconds(0), shown_seconds(0.0000312), shown_seconds(0.0042), shown_seconds(1.5)
-    ('0 us', '31.2 us', '4.2 ms', '1.5 s')
-    """
-    for unit, size in (("us", 1e-6), ("ms", 1e-3)):
-        if seconds < 1000 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"
+def _curve_section(found: Explanation) -> str:
+    if len(found.curve) < 2:
+        return ""
+    rows = [
+        (str(p.replicas), shown_seconds(p.seconds), f"{p.speedup:.2f}", p.bound)
+        for p in found.curve
+    ]
+    return columns(("replicas here", "step", "speed-up", "most of it"), rows)

@@ -65,6 +65,28 @@ def shape_refusals(graph: LogicalGraph) -> list[FlowmlError]:
             errors.append(
                 _beside(where, f"a global table is written behind one sum, not by {names}")
             )
+    return errors + _overwritten_refusals(graph)
+
+
+def _overwritten_refusals(graph: LogicalGraph) -> list[FlowmlError]:
+    """Refuse readers of what a write makes of a table that is written again before they read."""
+    errors: list[FlowmlError] = []
+    order = {operator.name: number for number, operator in enumerate(graph.operators)}
+    for reader in graph.operators:
+        for port in reader.inputs:
+            source = None if port.table else graph.operator(port.source)
+            if source is None or source.writes is None or source.scope != GLOBAL:
+                continue
+            again = [
+                writer.name
+                for writer in graph.writers(source.writes)
+                if order[writer.name] > order[source.name]
+                and (reader.scope != GLOBAL or order[writer.name] < order[reader.name])
+            ]
+            if again:
+                where = f"edge {port.source} -> {reader.name} ({reader.site})"
+                what = f"it reads the last write of table {source.writes!r}, {again[-1]!r},"
+                errors.append(_beside(where, f"{what} not one before it"))
     return errors
 
 

@@ -1,38 +1,44 @@
-"""What crosses between ranks in a step, from the plan: bytes, messages, barriers, memory."""
+"""What crosses between ranks in a step, from the plan: bytes, messages, barriers.
+
+The plan is taken as it would run: where tables are small, each rank keeps copies of its own and
+reads all contributions. What replicas move at their own pace is in loose_traffic.py.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import optree
-
 from flowml import configuration
-from flowml.actions import Aggregate, Assign, Gradient, Update
-from flowml.layout import Layout, layout_of
+from flowml.actions import REPLICA, Aggregate
+from flowml.compiler.layouts import layout_of_source
+from flowml.layout import Layout
 from flowml.plan import Firing, Plan, PlanOperator, PlanPort
 from flowml.runtime.domain import (
     HEADER,
     Domain,
     Layouts,
-    layout_of_port,
-    map_memory,
+    kept_by_source,
     reads_table_buffers,
     remote_partials,
 )
 from flowml.runtime.loose_plan import is_loose
 from flowml.runtime.own_copies import with_own_copies
 from flowml.runtime.program import cycle
-from flowml.runtime.tablestate import RuleState, initial, whole
 
 LONGEST_AVERAGE = 1000
 """Steps that a longer cycle of periods is averaged over."""
+
+Hosts = tuple[tuple[int, ...], ...]
+"""Ranks of each host."""
 
 
 @dataclass(frozen=True)
 class EdgeTraffic:
     """What one edge carries in a step, averaged over its period. Bytes a step.
+
+    All replicas are taken to have a batch, as they have until the last steps of an epoch.
 
     Attributes
     ----------
@@ -45,12 +51,17 @@ class EdgeTraffic:
     crosses : bool
         It moves between replicas; otherwise it stays in one, and costs nothing.
     written_bytes, read_bytes : float or None
-        On one host, over all replicas: each contribution is written once into shared memory, each
-        replica reads its slice of all of them. None: the size is not known without a measurement.
+        On one host, over all replicas, as ``run.moved`` counts them. A value is written once into
+        shared memory, on the first of its edges, and read by each replica that needs it: whole,
+        or the slice that it works on. Under stale and async edges a table is copied where it has
+        changed, and a contribution is applied where it was written. None: the size is not known
+        without a measurement.
     messages : float
-        Between hosts: one parcel of partial sums from each host to each other one.
+        Between hosts: one parcel of partial sums from each host to each other one. Under stale and
+        async edges a request and its reply for each replica that is not on the first host, where
+        the tables are; what is delivered goes with the next request.
     message_bytes : float or None
-        Between hosts, over all of those parcels.
+        Between hosts, over all of those.
     """
 
     edge: str
@@ -64,78 +75,41 @@ class EdgeTraffic:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes that a run holds beside its data, over all replicas of one host.
+class Traffic:
+    """Counts over the steps of one cycle of periods.
 
     Attributes
     ----------
-    tables : int
-        All versions of all instances.
-    rules : int
-        State of the rules, such as momentum: held once a table, cut in slices.
-    regions : int or None
-        What crosses between replicas; None where a size is not known without a measurement.
+    plan : Plan
+        As it was compiled.
+    placed : Plan
+        As it runs: with copies of its own for each rank where that is better.
+    layouts : mapping of (operator, output) to Layout
+    hosts : tuple of tuple of int
+    payloads : mapping of str to float
+        Bytes a step of each edge that passes a gate, where codec, filter or row ids make them.
     """
-
-    tables: int
-    rules: int
-    regions: int | None
-
-
-def known_layouts(plan: Plan, measured: Layouts) -> dict[tuple[str, int], Layout]:
-    """Return the layouts of tables, and of what operators make as far as it is known.
-
-    Notes
-    -----
-    A gradient has the layout of its table and an aggregate that of what it combines; what a map
-    makes is only known from a measurement.
-    """
-    found = dict(measured)
-    for table in plan.tables:
-        if (table.name, -1) not in found:
-            found[table.name, -1] = layout_of(initial(plan, table, 0, 0))
-    for operator in plan.steps:
-        for output in range(operator.outputs):
-            key = (operator.name, output)
-            layout = found.get(key) or _inferred(plan, found, operator, output)
-            if layout is not None:
-                found[key] = layout
-    return found
-
-
-def _inferred(
-    plan: Plan, found: dict[tuple[str, int], Layout], operator: PlanOperator, output: int
-) -> Layout | None:
-    action = operator.action
-    if isinstance(action, Gradient) and output < action.tables:
-        return layout_of_source(plan, found, operator.inputs[output])
-    if isinstance(action, Aggregate):
-        return layout_of_source(plan, found, operator.inputs[0])
-    return None
-
-
-def layout_of_source(plan: Plan, layouts: Layouts, port: PlanPort) -> Layout | None:
-    """Return the layout of what an input reads, or None where it is not known."""
-    try:
-        return layout_of_port(plan, layouts, port)
-    except KeyError:
-        return None
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Counts over the steps of one cycle of periods."""
 
     plan: Plan
+    placed: Plan
     layouts: Layouts
+    hosts: Hosts
+    payloads: Mapping[str, float]
     firing: Firing
     steps: range
 
     @classmethod
-    def of(cls, plan: Plan, layouts: Layouts) -> Traffic:
+    def of(
+        cls, plan: Plan, layouts: Layouts, hosts: Hosts, payloads: Mapping[str, float]
+    ) -> Traffic:
         """Return the counter of a plan, past the first cycles in which edges fill up."""
         length = min(cycle(plan), LONGEST_AVERAGE)
-        return cls(plan, layouts, Firing(plan), range(2 * length, 3 * length))
+        placed = plan
+        if not is_loose(plan):
+            limit = int(configuration.read("own-copies"))
+            placed = with_own_copies(plan, layouts, len(hosts), limit)
+        steps = range(2 * length, 3 * length)
+        return cls(plan, placed, layouts, hosts, payloads, Firing(placed), steps)
 
     def mean(self, count: Callable[[int], float]) -> float:
         """Return the mean of a count over the steps of a cycle."""
@@ -145,53 +119,99 @@ class Traffic:
         """Return in which part of the steps an operator fires."""
         return self.mean(lambda step: self.firing.fires(operator, step))
 
-    def barriers(self, hosts: int = 1) -> float:
+    def barriers(self) -> float:
         """Return barriers a step; none where one replica runs, or where an edge is not sync."""
         if self.plan.replicas == 1 or is_loose(self.plan):
             return 0.0
-        plan = self.plan
-        if all((t.name, -1) in self.layouts for t in plan.tables):
-            limit = int(configuration.read("own-copies"))
-            plan = with_own_copies(plan, self.layouts, hosts, limit)
-        firing = Firing(plan)
-        return self.mean(lambda step: len(firing.meeting(step)))
+        return self.mean(lambda step: len(self.firing.meeting(step)))
 
-    def edge(
-        self, reader: PlanOperator, number: int, promise: str, hosts: Sequence[Sequence[int]]
-    ) -> EdgeTraffic:
-        """Return what an edge carries; ``hosts`` are the ranks of each host."""
-        port, plan = reader.inputs[number], self.plan
-        name = f"{port.source} -> {reader.name}"
-        crosses = plan.replicas > 1 and (port.crosses or _is_shared(plan, port))
-        if not crosses:
-            return EdgeTraffic(name, promise, port.every, False, 0.0, 0.0, 0.0, 0.0)
+    def meetings(self) -> float:
+        """Return in which part of the steps replicas meet at all."""
+        if self.plan.replicas == 1 or is_loose(self.plan):
+            return 0.0
+        return self.mean(lambda step: bool(self.firing.meeting(step)))
+
+    def edge(self, name: str, number: int, promise: str, apart: Hosts) -> EdgeTraffic:
+        """Return what an input of an operator carries.
+
+        Parameters
+        ----------
+        apart : tuple of tuple of int
+            Hosts that messages are counted for, if there is only one.
+        """
+        reader = self.placed.operator(name)
+        port = reader.inputs[number]
+        edge = self.plan.edge_name(reader, number)
+        if not self.crosses(port):
+            return EdgeTraffic(edge, promise, port.every, False, 0.0, 0.0, 0.0, 0.0)
         rate = self.mean(lambda step: self.firing.delivers(port, step))
-        layout = layout_of_source(plan, self.layouts, port)
-        messages, parcels = self._between(reader, number, hosts)
+        layout = layout_of_source(self.plan, self.layouts, port)
+        messages, parcels = self._between(self.plan.operator(name), number, apart)
         if layout is None:
-            return EdgeTraffic(name, promise, port.every, True, None, None, messages * rate, None)
-        written, read = self._on_host(reader, port, layout.nbytes)
-        sent = parcels * (layout.nbytes + 8 * HEADER)
+            return EdgeTraffic(edge, promise, port.every, True, None, None, messages * rate, None)
         return EdgeTraffic(
-            name,
+            edge,
             promise,
             port.every,
             True,
-            written * rate,
-            read * rate,
+            self._written(reader, number, layout.nbytes),
+            self._read(reader, number, layout),
             messages * rate,
-            sent * rate,
+            parcels * (layout.nbytes + 8 * HEADER) * rate,
         )
 
-    def _on_host(self, reader: PlanOperator, port: PlanPort, nbytes: int) -> tuple[float, float]:
-        plan = self.plan
-        sources = plan.instances(plan.scope_of(port))
-        copied = not reads_table_buffers(plan, port)
-        written = sources * nbytes if copied else 0
-        if plan.combines(reader) and port is reader.inputs[0]:
-            members = sum(len(plan.members(reader, i)) for i in range(plan.instances(reader.scope)))
-            return written, members * nbytes
-        return written, max(sources, plan.instances(reader.scope)) * nbytes
+    def crosses(self, port: PlanPort) -> bool:
+        """Tell whether what an input reads lies in memory that ranks share."""
+        if self.plan.replicas == 1:
+            return False
+        shared_table = reads_table_buffers(self.placed, port) and not self.placed.own_copies
+        return port.crosses or (shared_table and self.placed.scope_of(port) != REPLICA)
+
+    def _written(self, reader: PlanOperator, number: int, nbytes: int) -> float:
+        """Return the bytes that the instances of a source write for an edge."""
+        plan, port = self.placed, reader.inputs[number]
+        if reads_table_buffers(plan, port) or not port.crosses:
+            return 0.0
+        source = plan.operator(port.source)
+        whole = float(plan.instances(source.scope) * nbytes)
+        if kept_by_source(plan, port):
+            return whole * self.mean(lambda step: self.firing.delivers(port, step))
+        first = next(
+            (o.name, n)
+            for o in plan.steps
+            for n, p in enumerate(o.inputs)
+            if p.crosses and (p.source, p.output) == (port.source, port.output)
+            if not kept_by_source(plan, p)
+        )
+        return whole * self.firing_rate(source) if first == (reader.name, number) else 0.0
+
+    def _read(self, reader: PlanOperator, number: int, layout: Layout) -> float:
+        """Return the bytes that the ranks which work on a reader take for an input."""
+        plan, port = self.placed, reader.inputs[number]
+        ranks = self._ranks_on(reader)
+        if plan.combines(reader) and (number == 0 or isinstance(reader.action, Aggregate)):
+            instances = range(plan.instances(reader.scope))
+            members = sum(len(plan.members(reader, i)) for i in instances)
+            sliced = reader.sliced and number == 0 and not plan.own_copies
+            copies = members if sliced else members * ranks / len(instances)
+            return copies * layout.nbytes * self.firing_rate(reader)
+        return ranks * layout.nbytes * self.mean(lambda step: self._is_read(reader, port, step))
+
+    def _is_read(self, reader: PlanOperator, port: PlanPort, step: int) -> bool:
+        """Tell whether a rank looks at what an input reads in a step."""
+        firing = self.firing
+        at_reader = port.crosses and not kept_by_source(self.placed, port)
+        if at_reader and firing.keeps(port):
+            return firing.fires(self.placed.operator(port.source), step)
+        if not firing.delivers(port, step):
+            return False
+        return firing.holds(port, reader) or firing.fires(reader, step)
+
+    def _ranks_on(self, operator: PlanOperator) -> int:
+        """Return how many ranks work on an operator."""
+        if operator.scope == REPLICA or operator.sliced or self.placed.own_copies:
+            return self.plan.replicas
+        return self.plan.instances(operator.scope)
 
     def _between(
         self, reader: PlanOperator, number: int, hosts: Sequence[Sequence[int]]
@@ -206,35 +226,3 @@ class Traffic:
             parcels += len(found)
             pairs += len({partial.domain for partial in found})
         return pairs, parcels
-
-    def memory(self) -> Memory:
-        """Return what a run holds on one host."""
-        plan, tables, rules = self.plan, 0, 0
-        for table in plan.tables:
-            layout, count = self.layouts[table.name, -1], plan.instances(table.scope)
-            tables += count * (1 + len(table.writes)) * layout.nbytes
-            rules += count * sum(self._rule_bytes(plan.operator(w), layout) for w in table.writes)
-        try:
-            everyone = Domain(0, (tuple(range(plan.replicas)),))
-            mapped = map_memory(plan, self.layouts, everyone)
-        except KeyError:
-            return Memory(tables, rules, None)
-        regions = sum(layout.nbytes + 8 * HEADER for layout, _ in mapped.regions.values())
-        return Memory(tables, rules, regions)
-
-    def _rule_bytes(self, operator: PlanOperator, layout: Layout) -> int:
-        action = operator.action
-        if isinstance(action, Assign):
-            return 0
-        assert isinstance(action, Update)
-        state = RuleState(action.rule, layout, whole(layout))
-        value = layout.allocate()
-        for buffer in value:
-            buffer[...] = 0
-        state.start(value)
-        return sum(getattr(leaf, "nbytes", 0) for leaf in optree.tree_leaves(state.states))
-
-
-def _is_shared(plan: Plan, port: PlanPort) -> bool:
-    """Tell whether a port reads a table that several ranks hold together."""
-    return port.table and plan.instances(plan.table(port.source).scope) < plan.replicas

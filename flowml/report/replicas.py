@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flowml.compiler.explained import shown_seconds
+from flowml.compiler.shown import shown_seconds
 from flowml.report.figures import steps_figure, waits_figure
 from flowml.report.page import Section, table
 from flowml.timeline import Pace, Timeline

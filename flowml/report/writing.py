@@ -16,8 +16,8 @@ from dask.utils import format_bytes
 
 from flowml.aftermath import loosest_staleness
 from flowml.compiled import CompiledPlan
-from flowml.compiler.explained import shown_seconds
 from flowml.compiler.promises import resolve
+from flowml.compiler.shown import shown_seconds
 from flowml.drawing import as_svg
 from flowml.graph import LogicalGraph
 from flowml.history import History
@@ -168,7 +168,7 @@ def _bytes_section(outcome: Outcome) -> Section:
             edge.codec,
             _bytes(edge.a_step),
             _bytes(None if edge.a_step is None else edge.a_step * outcome.steps),
-            "" if not edge.codec or not edge.a_step else f"{(edge.whole or 0) / edge.a_step:.1f} x",
+            "" if edge.smaller is None else f"{edge.smaller:.1f} x",
         )
         for edge in edge_bytes(outcome)
     ]

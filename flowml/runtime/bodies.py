@@ -54,12 +54,34 @@ def out_regions(pattern: Pattern, operator: PlanOperator) -> list[Region | None]
     return found
 
 
+def written_regions(pattern: Pattern, operator: PlanOperator) -> list[Region | None]:
+    """Return the regions that an operator writes in every step, whole, and count their bytes."""
+    regions = out_regions(pattern, operator)
+    for output, region in enumerate(regions):
+        if region is not None:
+            count_written(pattern, operator, output, region.layout.nbytes)
+    return regions
+
+
+def count_written(pattern: Pattern, operator: PlanOperator, output: int, nbytes: int) -> None:
+    """Count bytes that a rank writes of an output, for the first edge on which others read it."""
+    plan = pattern.rank.plan
+    edge = next(
+        plan.edge_name(reader, number)
+        for reader in plan.steps
+        for number, port in enumerate(reader.inputs)
+        if port.crosses and (port.source, port.output) == (operator.name, output)
+        if not kept_by_source(plan, port)
+    )
+    pattern.moved.written[edge] += nbytes
+
+
 def publish(pattern: Pattern, operator: PlanOperator) -> Callable[[int, list[Value]], None]:
     """Return a function that puts outputs into registers and into regions that others read."""
     rank = pattern.rank
     registers = rank.registers
     slots = [rank.slots[operator.name, n] for n in range(max(1, operator.outputs))]
-    regions = out_regions(pattern, operator)
+    regions = written_regions(pattern, operator)
 
     def put(step: int, values: list[Value]) -> None:
         for slot, region, value in zip(slots, regions, values, strict=True):
@@ -106,6 +128,8 @@ def _keep_and_deliver(
     region = pattern.region(("port", reader.name, number, instance))
     keeps, fires = rank.firing.keeps(port), pattern.fires(operator.name)
     delivers = pattern.delivers(reader, number)
+    if delivers:
+        pattern.moved.written[rank.plan.edge_name(reader, number)] += region.layout.nbytes
     kept = rank.kept.setdefault((reader.name, number), Kept(port.keep))
     if operator.writes is not None:
         table, writes = (
@@ -226,7 +250,7 @@ def _gradient_in_place(pattern: Pattern, operator: PlanOperator) -> Act:
     rank, action = pattern.rank, operator.action
     assert isinstance(action, Gradient)
     getters = [getter(pattern, operator, n) for n in range(len(operator.inputs))]
-    region = out_regions(pattern, operator)[0]
+    region = written_regions(pattern, operator)[0]
     layout = rank.layouts[operator.name, 0]
     buffers = region.buffers if region is not None else layout.allocate()
     rank.flats[operator.name, 0] = buffers

@@ -7,6 +7,7 @@ and a replay in the order that was recorded.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -101,6 +102,7 @@ class Center:
             if operator.writes
         }
         self._backing = dict(self._flat_sums())
+        self._before = tuple(_read_after_write(gate) for gate in loose.gates)
         self._brought: tuple[int, int, Made] = -1, -1, {}
         """(member, stamp, what it brings) while it is delivered: it need not wait in a queue."""
 
@@ -210,11 +212,12 @@ class Center:
             late = max(late, found.staleness)
         if not given:
             return
+        before = self._tables_before(firing)
         self._enter(self._by, self._index[gate.operator.name], firing.taken[-1][1])
         self._write(gate, firing, gate.operator, given)
         if gate.behind:
             moved = Value(self.tables.table(gate.spec.tables[0]), None)
-            self._behind(gate, firing, {(gate.operator.name, 0): moved}, late)
+            self._behind(gate, firing, {(gate.operator.name, 0): moved}, late, before)
 
     def _aggregate(self, gate: Gate, firing: Firing) -> None:
         self._enter(self._by, self._index[gate.operator.name], firing.number)
@@ -228,15 +231,31 @@ class Center:
             value = Value(out, None if math.isnan(total) else total)
         late = max((given.staleness for given in present.values()), default=0)
         self._keep_answer(gate.operator, [value])
-        self._behind(gate, firing, {(gate.operator.name, 0): value}, late)
+        before = self._tables_before(firing)
+        self._behind(gate, firing, {(gate.operator.name, 0): value}, late, before)
+
+    def _tables_before(self, firing: Firing) -> dict[str, Value]:
+        """Return copies of the tables that are read after this firing has written them.
+
+        Notes
+        -----
+        A step reads a table as it was before the step, wherever in it the reader stands.
+        """
+        names = self._before[firing.gate]
+        return {name: Value(copy.deepcopy(self.tables.table(name)), None) for name in names}
 
     def _behind(
-        self, gate: Gate, firing: Firing, made: dict[tuple[str, int], Value], late: int
+        self,
+        gate: Gate,
+        firing: Firing,
+        made: dict[tuple[str, int], Value],
+        late: int,
+        before: Mapping[str, Value],
     ) -> None:
         for operator in gate.behind:
             spot = partial(Spot, operator, 0, firing.number, self._worker)
             values = [
-                Value(self.tables.table(p.source), None) if p.table else made[p.source, p.output]
+                self._table_now(p.source, before) if p.table else made[p.source, p.output]
                 for p in operator.inputs
             ]
             self._enter(self._by, self._index[operator.name], firing.number)
@@ -253,6 +272,9 @@ class Center:
             else:
                 self._written(gate, firing, operator, values[0], late)
                 made[operator.name, 0] = Value(self.tables.table(str(operator.writes)), None)
+
+    def _table_now(self, name: str, before: Mapping[str, Value]) -> Value:
+        return before[name] if name in before else Value(self.tables.table(name), None)
 
     def _keep_answer(self, operator: PlanOperator, values: Sequence[Value]) -> None:
         """Keep what a gate came to for those who receive it."""
@@ -336,6 +358,15 @@ class Center:
 
 def _sums(gate: Gate) -> bool:
     return isinstance(gate.operator.action, Aggregate)
+
+
+def _read_after_write(gate: Gate) -> tuple[str, ...]:
+    """Return the tables that an operator of a gate reads after an earlier one has written them."""
+    written, found = {gate.operator.writes}, set()
+    for operator in gate.behind:
+        found |= {p.source for p in operator.inputs if p.table and p.source in written}
+        written.add(operator.writes)
+    return tuple(sorted(found))
 
 
 def _check(layout: Layout, content: Pytree, spot: Spot, what: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from flowml.actions import Aggregate
 from flowml.layout import Layout
 from flowml.plan import PlanOperator
 from flowml.reductions import reduce_slices
-from flowml.runtime.bodies import Act, out_regions
+from flowml.runtime.bodies import Act, count_written, out_regions
 from flowml.runtime.calls import Spot, raise_explained
 from flowml.runtime.domain import (
     Region,
@@ -119,6 +119,8 @@ def aggregate_body(pattern: Pattern, operator: PlanOperator) -> Act:
     parts = slice_of(rank, operator, layout.sizes)
     region = out_regions(pattern, operator)[0]
     buffers = region.buffers if region is not None else layout.allocate()
+    if region is not None:
+        count_written(pattern, operator, 0, bytes_of(buffers, parts))
     rank.flats[operator.name, 0] = buffers
     combine = _combiner(pattern, operator, instance, layout, parts, buffers)
     slot, registers = rank.slots[operator.name, 0], rank.registers
@@ -149,6 +151,7 @@ def _combiner(
     rank, action = pattern.rank, operator.action
     assert isinstance(action, Aggregate)
     members = members_of(pattern, operator, instance)
+    count_read(pattern, operator, members, parts)
     tree, reduction = rank.plan.tree(operator, instance), action.reduction
     targets = [(n, s, b[s]) for n, (b, s) in enumerate(zip(out, parts, strict=True))]
     targets = [t for t in targets if len(t[2])]
@@ -191,6 +194,23 @@ def _combiner(
         return total
 
     return combine_all
+
+
+def count_read(
+    pattern: Pattern, operator: PlanOperator, members: Sequence[Member], parts: tuple[slice, ...]
+) -> None:
+    """Count what a rank reads of the contributions to its slice, and of their weights."""
+    rank = pattern.rank
+    for member in members:
+        pattern.reads(operator, 0, bytes_of(member.buffers(), parts))
+        if member.weight_of is not None:
+            weight = layout_of_port(rank.plan, rank.layouts, operator.inputs[1])
+            pattern.reads(operator, 1, weight.nbytes)
+
+
+def bytes_of(buffers: tuple[Array, ...], parts: tuple[slice, ...]) -> int:
+    """Return the bytes of some slices of flat buffers."""
+    return sum(b[s].nbytes for b, s in zip(buffers, parts, strict=True))
 
 
 def _spares(like: Array) -> Callable[[], Callable[[], Array]]:

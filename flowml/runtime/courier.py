@@ -12,6 +12,7 @@ from typing import Any
 from flowml.protocol.failures import PeerLost
 from flowml.protocol.mailbox import Mailbox, Parcel
 from flowml.runtime._dask import as_payload, event_loop, worker_rpc
+from flowml.runtime.moved import Moved
 from flowml.runtime.runspec import RunSpec
 from flowml.types import Array
 
@@ -54,6 +55,7 @@ class RpcCourier:
         self._mailbox = Mailbox(self._leaders, roster.run, roster.incarnation)
         self._changed = threading.Condition()
         self._error: BaseException | None = None
+        self._sent = Moved()
         self._asked: dict[str, float] = {}
         self.on_silence: Callable[[str, float], None] = _keep_waiting
 
@@ -117,10 +119,17 @@ class RpcCourier:
             for future in sending:  # it may be waiting for a process that is stopped
                 future.cancel()
             raise
+        self._sent.messages += len(self._leaders)
+        self._sent.message_bytes += sum(p.nbytes for p in parcels.values())
         with self._changed:
             found = self._mailbox.take()
         asked = any(p.stop for p in found.values())
         return {d: p.content for d, p in found.items()}, asked
+
+    def take_sent(self) -> Moved:
+        """Return the messages that were sent since the last call."""
+        sent, self._sent = self._sent, Moved()
+        return sent
 
     def _await_all(self, sending: Mapping[int, Future[None]]) -> None:
         began = monotonic()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
@@ -40,6 +40,7 @@ from flowml.runtime.feeding import open_stream
 from flowml.runtime.host_hello import HostListener
 from flowml.runtime.host_link import HostLink
 from flowml.runtime.local_barrier import RankBarrier
+from flowml.runtime.moved import Moved
 from flowml.runtime.outcome import history_block
 from flowml.runtime.program import Programs, WindowRecord, run_window
 from flowml.runtime.rank import Rank, fill_shared, rank_tables, start_rules
@@ -64,6 +65,9 @@ class Courier(Protocol):
     def fail(self, error: BaseException) -> None:
         """Wake a waiting swap with an error."""
 
+    def take_sent(self) -> Moved:
+        """Return the messages that were sent since the last call."""
+
     def check(self, worker: str, waited: float) -> None:
         """Ask an awaited worker for a sign of life, if it is time for that; may raise."""
 
@@ -84,6 +88,8 @@ class Window:
     """When it began, on the clock of its process (``perf_counter``)."""
     spans: tuple[Span, ...] = ()
     """Times of the operators in a sample of its steps."""
+    moved: Moved = field(default_factory=Moved)
+    """Between replicas, by all ranks of the worker."""
 
     @property
     def stop(self) -> int:
@@ -259,15 +265,22 @@ class Gang:
         )
         if records[0].stopped:
             nothing = history_block((), 0, *[np.zeros(0)] * 3)
-            self._ended = replace(records[0], history=nothing, events=None)
+            self._ended = replace(records[0], history=nothing, events=None, moved=Moved())
         paired = tuple(zip(self.ranks, records, strict=True))
         spans = tuple(span for rank in self._states for span in rank.times.take())
-        window = Window(number, paired, perf_counter() - began, began, spans)
+        moved = self._moved(records)
+        window = Window(number, paired, perf_counter() - began, began, spans, moved)
         if snapshot:
             self._snapshots[window.stop] = self.tables()
         self._windows = {number: window}
         self._next = number + 1
         return window
+
+    def _moved(self, records: Sequence[WindowRecord]) -> Moved:
+        moved = Moved() if self._courier is None else self._courier.take_sent()
+        for record in records:
+            moved.add(record.moved)
+        return moved
 
     def _run_ranks(self, start: int, stop: int, snapshot: bool) -> list[WindowRecord]:
         parties = range(len(self.ranks))

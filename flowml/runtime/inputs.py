@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
 
+from flowml.actions import REPLICA
 from flowml.errors import FlowmlError
 from flowml.plan import PlanOperator
 from flowml.runtime.calls import Spot, returned
@@ -17,7 +18,10 @@ from flowml.runtime.domain import (
     reads_table_buffers,
     region_of_port,
 )
+from flowml.runtime.moved import Moved
+from flowml.runtime.private_rows import PrivateRows
 from flowml.runtime.rank import Rank
+from flowml.runtime.ranktable import RankTable
 from flowml.runtime.values import EMPTY, Kept, Value, agreed_examples, copied
 
 Getter: TypeAlias = Callable[[], Value]
@@ -30,6 +34,8 @@ class Pattern:
     rank: Rank
     step: int
     """Any step of this pattern."""
+    moved: Moved = field(default_factory=Moved, compare=False)
+    """What the functions made for it write and read of shared memory in such a step."""
 
     def fires(self, name: str) -> bool:
         """Tell whether an operator fires."""
@@ -38,6 +44,18 @@ class Pattern:
     def delivers(self, reader: PlanOperator, number: int) -> bool:
         """Tell whether an edge delivers."""
         return self.rank.firing.delivers(reader.inputs[number], self.step)
+
+    def reads(self, reader: PlanOperator, number: int, nbytes: int) -> None:
+        """Count bytes that an input of a reader takes from shared memory."""
+        self.moved.read[self.rank.plan.edge_name(reader, number)] += nbytes
+
+    def table(self, reader: PlanOperator, number: int, name: str) -> RankTable | PrivateRows:
+        """Return a table that an input reads, and count that if it lies in shared memory."""
+        plan, table = self.rank.plan, self.rank.tables[name]
+        shared = plan.scope_of(reader.inputs[number]) != REPLICA and not plan.own_copies
+        if shared and isinstance(table, RankTable):
+            self.reads(reader, number, table.layout.nbytes)
+        return table
 
     def writes_before(self, writer: PlanOperator, *, including: bool) -> int:
         """Return how many writes of its table fire before (or up to) a write."""
@@ -82,7 +100,9 @@ def delivered(pattern: Pattern, reader: PlanOperator, number: int) -> Getter:
         if port.every > 1 and not kept_by_source(rank.plan, port) and rank.firing.keeps(port):
             return rank.kept.setdefault((reader.name, number), Kept(port.keep)).take
         source = rank.instance(rank.plan.scope_of(port))
-        return read_region(pattern.region(region_of_port(rank.plan, reader, number, source)))
+        region = pattern.region(region_of_port(rank.plan, reader, number, source))
+        pattern.reads(reader, number, region.layout.nbytes)
+        return read_region(region)
     if port.every > 1 and not port.table and rank.firing.keeps(port):
         return rank.kept.setdefault((reader.name, number), Kept(port.keep)).take
     return fresh(pattern, reader, number)
@@ -92,14 +112,16 @@ def fresh(pattern: Pattern, reader: PlanOperator, number: int) -> Getter:
     """Return a function that gives what the source of an input made in this very step."""
     rank, port = pattern.rank, reader.inputs[number]
     if port.table:
-        return rank.tables[port.source].value
+        return pattern.table(reader, number, port.source).value
     source = rank.plan.operator(port.source)
     if source.writes is not None:
         writes = pattern.writes_before(source, including=True)
-        return partial(rank.tables[source.writes].value, writes)
+        return partial(pattern.table(reader, number, source.writes).value, writes)
     if port.crosses:
         instance = rank.instance(source.scope)
-        return read_region(pattern.region(("out", port.source, port.output, instance)))
+        region = pattern.region(("out", port.source, port.output, instance))
+        pattern.reads(reader, number, region.layout.nbytes)
+        return read_region(region)
     registers, slot = rank.registers, rank.slots[port.source, port.output]
     return lambda: registers[slot]
 

@@ -84,7 +84,7 @@ class LooseRank:
         local = loose.local
         tables = rank_tables(local, number, memory, layouts, order.seed)
         rank = Rank(local, number, domain, memory, layouts, order, streams, tables, worker, enter)
-        rank.index = {o.name: n for n, o in enumerate(loose.plan.steps)}
+        rank.index = _numbers_in_plan(loose)
         start_rules(rank)
         firing = Firing(local)
         whole = {
@@ -249,3 +249,18 @@ class _Pulls:
 
 def _always(step: int) -> bool:
     return True
+
+
+def _numbers_in_plan(loose: LoosePlan) -> dict[str, int]:
+    """Return the numbers of a replica's operators among those of the whole plan.
+
+    Notes
+    -----
+    What brings rows to an operator is known to the replica alone: it has the operator's number.
+    """
+    numbers = {o.name: n for n, o in enumerate(loose.plan.steps)}
+    for reader in reversed(loose.local.steps):
+        for port in reader.inputs:
+            if not port.table:
+                numbers.setdefault(port.source, numbers[reader.name])
+    return numbers

@@ -12,6 +12,7 @@ from flowml.errors import FlowmlError
 from flowml.events import Event
 from flowml.layout import Layout
 from flowml.plan import Plan
+from flowml.runtime.moved import Moved
 from flowml.types import Array, Pytree
 
 Status: TypeAlias = Literal["done", "until", "stopped", "failed"]
@@ -94,6 +95,8 @@ class Outcome:
     """Times of the operators in a sample of the steps (spans.SPAN); None: they were not taken."""
     layouts: Mapping[tuple[str, int], Layout] = field(default_factory=dict)
     """Of what operators make, by (operator, output), where a probe has found them out."""
+    moved: Moved = field(default_factory=Moved)
+    """Bytes between replicas of a synchronous run on workers."""
 
 
 def evaluation_due(plan: Plan, step: int, steps_per_epoch: int, last: bool) -> tuple[str, ...]:

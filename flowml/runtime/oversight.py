@@ -77,6 +77,31 @@ class Oversight:
     _open: set[Future[Any]] = field(default_factory=set)
     _silent_since: dict[str, float] = field(default_factory=dict)
 
+    def admit(self, tell: Callable[[str], None]) -> None:
+        """Wait for a slot on every worker; ``tell`` is told, once, who holds them.
+
+        Raises
+        ------
+        PlanError
+            If the scheduler refuses.
+        WorkerLostError, StalledError, Interrupted
+            As for :meth:`look`.
+        """
+        reply = self.ask(
+            "flowml_admit",
+            run=self.run,
+            client=self.client.id,
+            workers=list(self.ranks),
+            name=self.plan.graph,
+        )
+        if reply["status"] == "refused":
+            raise PlanError("cluster", reply["message"])
+        if reply["status"] == "queued":
+            tell(f"graph {self.plan.graph!r} {reply['message']}")
+        while reply["status"] == "queued":
+            time.sleep(SLICE_SECONDS)
+            reply = self.look((), "admission")
+
     # -- questions ----------------------------------------------------------------------------
 
     def ask(self, request: str, **message: Any) -> dict[str, Any]:

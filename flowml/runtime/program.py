@@ -7,8 +7,10 @@ firings and run as it is: no graph, no plan and no lookup by name in the loop.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from time import perf_counter
 from typing import Protocol
 
@@ -28,6 +30,7 @@ from flowml.runtime.combining import aggregate_body
 from flowml.runtime.domain import kept_by_source
 from flowml.runtime.exchange import Exchange, exchange_after
 from flowml.runtime.inputs import Pattern, hold, keep_at_reader
+from flowml.runtime.moved import Moved
 from flowml.runtime.outcome import history_block
 from flowml.runtime.rank import Rank
 from flowml.runtime.row_bodies import received_body, rows_body
@@ -78,6 +81,8 @@ class StepProgram:
     phases: tuple[PhaseProgram, ...]
     commits: tuple[tuple[str, int], ...]
     """(table, writes that fired)."""
+    moved: Moved
+    """What the rank writes and reads of shared memory in it."""
 
 
 class Programs:
@@ -91,6 +96,8 @@ class Programs:
         self._timed: dict[int, tuple[StepProgram, StepProgram]] = {}
         """By identity of a program: it, so that it stays, and the same with times."""
         self._cycle = math.lcm(cycle(rank.plan), 2 if rank.plan.own_copies else 1)
+        self._aside = Moved()
+        """Of steps whose programs are not tabulated: counted as they come."""
 
     def of(self, step: int) -> StepProgram:
         """Return the program of a step, for the one time that it is run."""
@@ -108,6 +115,27 @@ class Programs:
             self._made[key] = found
             if self._cycle <= LONGEST_CYCLE:
                 self._of_step[representative] = found
+            else:
+                self._aside.add(found.moved)
+        return found
+
+    def moved(self, start: int, stop: int) -> Moved:
+        """Return what the steps from ``start`` up to ``stop`` have moved, when they have run."""
+        if self._cycle > LONGEST_CYCLE:
+            found, self._aside = self._aside, Moved()
+            return found
+        first = min(stop, max(start, 2 * self._cycle))  # before it, edges fill up
+        turns, rest = divmod(stop - first, self._cycle)
+        one_turn = range(first, first + self._cycle if turns else first)
+        times: Counter[int] = Counter()
+        programs: dict[int, StepProgram] = {}
+        for step in chain(range(start, first), range(stop - rest, stop), one_turn):
+            program = self.of(step)
+            programs[id(program)] = program
+            times[id(program)] += turns if step in one_turn else 1
+        found = Moved()
+        for number, program in programs.items():
+            found.add(program.moved, times[number])
         return found
 
     def _with_times(self, program: StepProgram) -> StepProgram:
@@ -140,7 +168,8 @@ def make_program(pattern: Pattern) -> StepProgram:
         exchange = exchange_after(pattern, number)
         phases.append((acts[number], number in meeting, exchange))
     writes = [(t.name, sum(pattern.fires(w) for w in t.writes)) for t in plan.tables if t.writes]
-    return StepProgram(_with_stops(rank, phases), tuple((n, w) for n, w in writes if w))
+    moved = pattern.moved if plan.replicas > 1 else Moved()  # alone, it moves nothing
+    return StepProgram(_with_stops(rank, phases), tuple((n, w) for n, w in writes if w), moved)
 
 
 def timed_program(rank: Rank, program: StepProgram) -> StepProgram:
@@ -207,6 +236,8 @@ class WindowRecord:
     """Reads and deliveries of a loose run that is recorded."""
     began: float | None = None
     """When its first step began, on the clock of its process; None: with the window."""
+    moved: Moved = field(default_factory=Moved)
+    """Bytes between replicas of a synchronous run."""
 
 
 def run_window(
@@ -250,4 +281,5 @@ def run_window(
         waits[:done],
         began=starts[:done],
     )
-    return WindowRecord(step, stopped, rank.ended, history, began=origin)
+    moved = programs.moved(start, step)
+    return WindowRecord(step, stopped, rank.ended, history, began=origin, moved=moved)

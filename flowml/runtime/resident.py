@@ -42,7 +42,6 @@ from flowml.runtime.shipping import ship_plan
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.2
 FEWEST_FIRST_STEPS, MOST_FIRST_STEPS = 8, 512
 LARGEST_GROWTH = 8
 PAUSE_SHARE = 0.8
@@ -128,21 +127,8 @@ class Resident:
 
     def _admit(self) -> None:
         """Wait for a slot on every worker; say who holds them."""
+        self.oversight.admit(self._warn)
         name = self.placement.run
-        reply = self.oversight.ask(
-            "flowml_admit",
-            run=name,
-            client=self.client.id,
-            workers=list(self.placement.distinct),
-            name=self.plan.graph,
-        )
-        if reply["status"] == "refused":
-            raise PlanError("cluster", reply["message"])
-        if reply["status"] == "queued":
-            self._warn(f"graph {self.plan.graph!r} {reply['message']}")
-        while reply["status"] == "queued":
-            time.sleep(POLL_SECONDS)
-            reply = self.oversight.look((), "admission")
         total = expected_steps(self.plan, self.order.seed, self.order.steps, self.order.epochs)
         self.order.tell(RunStarted(name, self.plan.graph, "resident", self.plan.replicas, total))
 
@@ -371,6 +357,8 @@ class Resident:
     def _take(self, windows: list[Window], start: int, stop: int, last: int, epoch: int) -> bool:
         """Record a window; return whether the run has ended in it."""
         records = [r for w in windows for _, r in w.records]
+        for window in windows:
+            self.outcome.moved.add(window.moved)
         step = min(r.steps for r in records)
         self.outcome.steps = step
         self.gathered.take(windows, self.placement.distinct)

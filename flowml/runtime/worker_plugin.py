@@ -104,6 +104,10 @@ class FlowWorker(WorkerPlugin):
         """Return the data of one rank, before it has joined."""
         return self._parts[run][operator, rank]
 
+    def listener(self, run: str) -> HostListener | None:
+        """Return where this process awaits the others of its host, before it has joined."""
+        return self._listeners.get(run)
+
     def close_gang(self, run: str) -> None:
         """Forget a gang that could not meet, but keep its data for another try."""
         gang = self.gangs.pop(run, None)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from flowml.errors import FlowmlError
 from flowml.plan import PlanOperator
 from flowml.rules import At
-from flowml.runtime.bodies import Act, out_regions
+from flowml.runtime.bodies import Act, written_regions
 from flowml.runtime.calls import Spot, all_finite, diverged, raise_explained, returned
-from flowml.runtime.combining import Member, members_of
+from flowml.runtime.combining import Member, count_read, members_of
 from flowml.runtime.inputs import Getter, Pattern, getter
 from flowml.runtime.private_rows import PrivateRows
 from flowml.runtime.rank import Rank, slice_of
@@ -38,7 +38,7 @@ def write_body(pattern: Pattern, operator: PlanOperator) -> Act:
     before = pattern.writes_before(operator, including=False)
     apply = _application(rank, operator, table.rules.get(operator.name))
     number, enter, checks = rank.index[operator.name], rank.enter, rank.order.on_nonfinite == "stop"
-    sources, region = _blamed(pattern, operator), out_regions(pattern, operator)[0]
+    sources, region = _blamed(pattern, operator), written_regions(pattern, operator)[0]
     mine = [tuple(b[s] for b, s in zip(v, parts, strict=True)) for v in table.versions]
     count = len(mine)
 
@@ -106,6 +106,7 @@ def _contributions(
     if rank.plan.combines(operator):
         instance = rank.instance(operator.scope)
         members = sorted(members_of(pattern, operator, instance), key=lambda m: int(str(m.key)))
+        count_read(pattern, operator, members, parts)
         return lambda step: _pushed(members, parts)
     get = getter(pattern, operator, 0)
     known = _known_buffers(pattern, operator)

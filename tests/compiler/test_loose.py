@@ -140,6 +140,14 @@ def weight_of_other_steps(mark: Mark) -> fl.Graph:
     )
 
 
+def overwritten(mark: Mark) -> fl.Graph:
+    w = table()
+    first = fl.update(w, fl.aggregate("mean", gradient(mark(w))), fl.sgd(0.1), name="first")
+    own = fl.table("own", np.zeros(3), scope="replica")
+    kept = fl.update(own, fl.map(lambda w, x: w, first, batch(), name="look"), fl.add())
+    return fl.Graph(fl.update(w, fl.map(lambda w: w, first), fl.add(), name="second"), kept)
+
+
 REFUSED = [
     (two_sums, "map 'joined' (", "what is global may come of one sum only, not of one, two"),
     (tables_alone, "map 'averaged' (",
@@ -157,6 +165,8 @@ REFUSED = [
      ".every stands between a replica and what is global"),
     (weight_from_afar, "edge weight -> weighed (",
      "a weight comes of the replica whose value it weighs"),
+    (overwritten, "edge first -> look (",
+     "it reads the last write of table 'w', 'second', not one before it"),
     (weight_of_other_steps, "edge weight -> weighed (",
      "a weight has the period of the value that it weighs"),
 ]  # fmt: skip
