@@ -13,6 +13,7 @@ from concurrent.futures import Future as Waiting
 from time import time
 from typing import Any
 
+from distributed.metrics import context_meter
 from distributed.protocol.pickle import dumps as dask_dumps
 from distributed.protocol.serialize import to_serialize
 from distributed.scheduler import heartbeat_interval
@@ -68,6 +69,31 @@ def remove_names(server: Any, *names: str) -> None:
 def tell_workers(scheduler: Any, messages: dict[str, list[dict[str, Any]]]) -> None:
     """Send one-way messages from the scheduler to workers."""
     scheduler.send_all({}, messages)
+
+
+def tell_from_worker(worker: Any, message: dict[str, Any]) -> None:
+    """Send a one-way message to the scheduler, from the event loop of a worker.
+
+    Notes
+    -----
+    The scheduler must have a taker of that name: without one, it ends the worker's connection.
+    """
+    worker.batched_send(message)
+
+
+def tell_from_client(client: Any, message: dict[str, Any]) -> None:
+    """Send a one-way message to the scheduler from any thread of a client; see above."""
+    client._send_to_scheduler(message)
+
+
+def digest(label: str, seconds: float) -> None:
+    """Tell Dask's fine performance metrics what seconds of the present task went into.
+
+    Notes
+    -----
+    Dask keeps every label for the life of the scheduler: no names that change from run to run.
+    """
+    context_meter.digest_metric(label, seconds, "seconds")
 
 
 INTERRUPTIONS = ("profile", "tick", "memory_monitor")

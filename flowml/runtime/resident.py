@@ -29,7 +29,7 @@ from flowml.runtime.domain import Layouts
 from flowml.runtime.feeding import Feed, expected_steps, steps_per_epoch, total_steps
 from flowml.runtime.gang import Committed, Window
 from flowml.runtime.loose_plan import is_loose
-from flowml.runtime.outcome import HistoryBuilder, Order, Outcome, evaluation_due
+from flowml.runtime.outcome import HistoryBuilder, Order, Outcome, evaluation_due, tell_done
 from flowml.runtime.oversight import Interrupted, Oversight, settled
 from flowml.runtime.own_copies import with_own_copies
 from flowml.runtime.placing import Placement, evaluation_data, place_data
@@ -318,6 +318,7 @@ class Resident:
 
     def _keep(self, record: WindowRecord) -> None:
         self.history.add(record.history)
+        tell_done(self.order, record.history, self.placement.workers, record.steps - 1)
         if record.events is not None:
             self._events.append(record.events)
 
