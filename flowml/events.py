@@ -176,11 +176,17 @@ class Finished:
         Steps committed.
     seconds : float
         Wall time of the run.
+    error : str
+        What ended it, in one line; "" unless it failed.
+    operator : str
+        The operator that failed, or several with commas between; "" if it was none.
     """
 
     status: Status
     step: int
     seconds: float
+    error: str = ""
+    operator: str = ""
 
 
 Event: TypeAlias = (

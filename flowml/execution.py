@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flowml.cluster_run import probe_here
+from flowml.cluster_run import PageLink, probe_here
 from flowml.errors import FlowmlError, PlanError
 from flowml.graph import LogicalGraph
 from flowml.history import History
@@ -47,10 +47,14 @@ class Run:
     seconds : float
         Wall time of the steps.
     error : FlowmlError or None
+    dashboard : str
+        Address of the page that shows the run in Dask's dashboard; "" until there is one, and
+        where there is none.
     """
 
-    def __init__(self, graph: LogicalGraph, execute: Execute) -> None:
+    def __init__(self, graph: LogicalGraph, execute: Execute, page: PageLink | None = None) -> None:
         self.graph = graph
+        self._page = page or PageLink()
         self.status = "running"
         self.error: BaseException | None = None
         self._outcome: Outcome | None = None
@@ -113,6 +117,11 @@ class Run:
     def stop(self) -> None:
         """Ask for an end after the step in progress; :meth:`wait` waits for it."""
         self._stop.set()
+
+    @property
+    def dashboard(self) -> str:
+        """Address of the page that shows the run in Dask's dashboard, or ""."""
+        return self._page.link
 
     @property
     def outcome(self) -> Outcome:

@@ -21,10 +21,11 @@ from flowml.compiler.loose import shape_refusals
 from flowml.compiler.place import Groups
 from flowml.compiler.promises import resolve
 from flowml.compiler.stages import compile_graph
+from flowml.dashboard.follow import finished
 from flowml.drawing import as_mermaid, as_svg, as_text, mimebundle
 from flowml.drawing.text import counted
 from flowml.errors import FlowmlError, PlanError, raise_all
-from flowml.events import Event, Finished, RunStarted
+from flowml.events import Event, RunStarted
 from flowml.execution import Execute, Run
 from flowml.graph import LogicalGraph
 from flowml.handles import Handle
@@ -197,7 +198,7 @@ class Graph:
         if dry_run:
             plan = _local_plan(asked)
             return Run(self.logical, lambda stop: _dry(plan, order))
-        return Run(self.logical, _told(line, order, self._execution(asked)))
+        return Run(self.logical, _told(line, order, self._execution(asked)), asked.page)
 
     def _execution(self, asked: Asked) -> Execute:
         """Return what runs it, after what can be refused at once."""
@@ -382,7 +383,7 @@ def _told(line: ProgressLine, order: Order, execute: Execute) -> Execute:
     def run(stop: Callable[[], bool]) -> Outcome:
         with line:
             outcome = execute(stop)
-            order.tell(Finished(outcome.status, outcome.steps, outcome.seconds))
+            order.tell(finished(outcome))
             return outcome
 
     return run

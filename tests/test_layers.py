@@ -17,10 +17,10 @@ LAYERS = {
     2: "actions graph plan layout",
     3: "handles arguments operators differentiate data models protocol drawing",
     4: "collect history runtime simulate",
-    5: "compiler",
+    5: "compiler dashboard",
     6: "execution options cluster_run compiled progress report testing",
     7: "run driver compare",
-    8: "cli demo doctor sklearn torch jax dashboard __init__ __main__",
+    8: "cli demo doctor sklearn torch jax preload __init__ __main__",
 }
 LEVEL = {word: level for level, words in LAYERS.items() for word in words.split()}
 
@@ -53,8 +53,10 @@ ADAPTERS = {
     "flowml.cli.datasets": {"sklearn"},
     "flowml.data.csv_files": {"pandas"},
     "flowml.data.libsvm_files": {"sklearn"},
+    "flowml.dashboard.serving": {"flowml"},  # its page, which needs bokeh
     "flowml.data.parquet_files": {"pyarrow"},
     "flowml.history": {"pandas"},
+    "flowml.runtime.prometheus": {"prometheus_client"},
 }
 
 FILES = {

@@ -47,7 +47,7 @@ def as_svg(graph: LogicalGraph, promises: Promises | None = None) -> str:
         ``<title>``, which browsers show on hover: what it is, and file and line.
     """
     drawn = picture(graph, promises)
-    sheet = Sheet(drawn, placed(drawn, {v.name: _width(v) for v in drawn.vertices}))
+    sheet = Sheet(drawn, placed(drawn, {v.name: box_width(v) for v in drawn.vertices}))
     edges = [sheet.edge(number, arrow) for number, arrow in enumerate(drawn.arrows)]
     boxes = [sheet.box(vertex) for vertex in drawn.vertices]
     labels, legend = sheet.written_labels(), sheet.legend()
@@ -62,7 +62,8 @@ def as_svg(graph: LogicalGraph, promises: Promises | None = None) -> str:
     )
 
 
-def _width(vertex: Vertex) -> float:
+def box_width(vertex: Vertex) -> float:
+    """Return the width of the box of a vertex. Pixels."""
     name, detail = lines(vertex)
     return max(96.0, NAME_CHARACTER * len(name) + 28, DETAIL_CHARACTER * len(detail) + 28)
 
@@ -148,7 +149,7 @@ class Sheet:
 
     def place(self, vertex: Vertex) -> tuple[float, float, float]:
         """Return where the box of a vertex stands: left, top and width."""
-        width = _width(vertex)
+        width = box_width(vertex)
         top = self._top(self.placing.layer[vertex.name])
         return self._centre(vertex.name) - width / 2, top, width
 
@@ -247,7 +248,7 @@ class Sheet:
     def _spread(self, name: str, number: int, toward: dict[int, float]) -> float:
         order = sorted(toward, key=lambda n: (toward[n], n))
         vertex = next(v for v in self.picture.vertices if v.name == name)
-        apart = min(22.0, (_width(vertex) - 30) / max(1, len(order) - 1))
+        apart = min(22.0, (box_width(vertex) - 30) / max(1, len(order) - 1))
         return self._centre(name) + apart * (order.index(number) - (len(order) - 1) / 2)
 
     def label(self, at: Point, text: str, colour: str) -> Point:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future as Waiting
 from time import time
@@ -19,6 +20,43 @@ from distributed.protocol.serialize import to_serialize
 from distributed.scheduler import heartbeat_interval
 
 logger = logging.getLogger(__name__)
+
+
+def add_route(scheduler: Any, path: str, taker: type, options: dict[str, Any]) -> None:
+    """Serve a path of the scheduler's web server, under its prefix; once, however often asked.
+
+    Parameters
+    ----------
+    path : str
+        Without a leading slash.
+    taker : type
+        A tornado.web.RequestHandler.
+    """
+    application = scheduler.http_application
+    pattern = re.escape(http_prefix(scheduler) + path)
+    hosts = [r.target for r in application.default_router.rules if hasattr(r.target, "rules")]
+    known = [m.matcher.regex.pattern for h in hosts for m in h.rules if hasattr(m.matcher, "regex")]
+    if f"{pattern}$" not in known:
+        application.add_handlers(r".*", [(pattern, taker, options)])
+
+
+def http_prefix(scheduler: Any) -> str:
+    """Return what stands before all paths of the scheduler's web server, such as "/" or "/dask/".
+
+    Notes
+    -----
+    The scheduler does not keep it. Its dashboard does; without one, the first of its own paths
+    that ends as it does without a prefix says it.
+    """
+    application = scheduler.http_application
+    for page in application.applications:
+        if hasattr(page, "prefix"):
+            return str(page.prefix).rstrip("/") + "/"
+    for rule in application.wildcard_router.rules:
+        pattern = getattr(getattr(rule.matcher, "regex", None), "pattern", "")
+        if pattern.endswith("/health$"):
+            return str(pattern.removesuffix("health$"))
+    return "/"
 
 
 def as_payload(array: Any) -> Any:

@@ -84,6 +84,11 @@ class Meter:
             self._spent[self._bucket] += now - self._since
         self._bucket, self._since = bucket, now
 
+    @property
+    def bucket(self) -> Bucket:
+        """What the rank is in now; "" while it does not count."""
+        return self._bucket
+
     def seconds(self) -> dict[Bucket, float]:
         """Return the seconds by bucket so far, what goes on now included.
 

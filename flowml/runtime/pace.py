@@ -13,11 +13,11 @@ from flowml.freshness import loosest, staleness_at
 from flowml.plan import Plan
 from flowml.runtime.domain import layout_of_port
 from flowml.runtime.loose_plan import LoosePlan
-from flowml.runtime.meter import TRANSFER, Bucket
+from flowml.runtime.meter import TRANSFER, WAITING, Bucket
 
 
 class Lag(NamedTuple):
-    """How far behind an edge is for one replica.
+    """How late an edge is for one replica that is inside a step.
 
     Attributes
     ----------
@@ -25,7 +25,7 @@ class Lag(NamedTuple):
         "source -> reader".
     replica : int
     steps : int
-        Steps that its next read would be late.
+        Steps that are missing from what it has read, or fewer: some may have come since.
     bound : int or None
         Steps that the edge allows at that step; None: no bound.
     """
@@ -110,8 +110,21 @@ def name_waits(gang: Any) -> None:
         )
 
 
+def clocks(gang: Any) -> list[int]:
+    """Return the steps that each replica of a loose run has delivered; nothing for a sync run."""
+    rule = _rule(gang)
+    if rule is None:
+        return []
+    return [int(rule.clock(rank)) for rank in range(gang.spec.plan.replicas)]
+
+
 def lags(gang: Any) -> list[Lag]:
-    """Return how late each loose edge is for each replica of a worker; nothing for a sync run."""
+    """Return how late each loose edge is for each replica of a worker; nothing for a sync run.
+
+    Notes
+    -----
+    Of replicas inside a step only: what one that waits would miss is more than it is shown.
+    """
     rule, loose = _rule(gang), gang.spec.loose
     if rule is None:
         return []
@@ -119,7 +132,9 @@ def lags(gang: Any) -> list[Lag]:
     numbers = {gate.spec.name: n for n, gate in enumerate(loose.gates)}
     tables = {gate.spec.table: n for n, gate in enumerate(loose.gates) if gate.spec.table}
     for rank in gang.ranks:
-        clock = rule.clock(rank)
+        clock, said = rule.clock(rank), gang.board.read(rank)
+        if said.operator_index == WAITING or said.step != clock:
+            continue
         for read in loose.reads:
             if loosest(read.promises) > 0 and read.table in tables:
                 edge = f"{read.table} -> {read.reader}"

@@ -18,7 +18,7 @@ from flowml.plan import Plan
 from flowml.runtime._dask import tell_from_worker
 from flowml.runtime.gang import Gang
 from flowml.runtime.meter import SCHEDULER, TRANSFER, WAITING, Bucket
-from flowml.runtime.pace import lags, sent
+from flowml.runtime.pace import clocks, lags, sent
 
 WATCH, REPORT = "flowml-watch", "flowml-report"
 """The messages from the scheduler and to it."""
@@ -79,9 +79,10 @@ def report(gang: Gang) -> dict[str, Any] | None:
     Returns
     -------
     dict or None
-        ``ranks``: for each rank of this worker ``rank``, ``step``, ``within`` (operator, or "" in
-        a wait), ``since`` (seconds) and ``spent``, a list of (part, name, seconds);
-        ``lags``: (edge, replica, steps, bound); ``sent``: (edge, raw bytes, sent bytes).
+        ``ranks``: for each rank of this worker ``rank``, ``step``, ``within`` (part, name),
+        ``since`` (seconds) and ``spent``, a list of (part, name, seconds);
+        ``clocks`` of all replicas at one moment, if each has its own; ``lags``: (edge, replica,
+        steps, bound); ``sent``: (edge, raw bytes, sent bytes); ``between_hosts``: seconds.
         None before its ranks have joined, and after they have left.
     """
     board = gang.board
@@ -90,12 +91,12 @@ def report(gang: Gang) -> dict[str, Any] | None:
     plan, ranks = gang.spec.plan, []
     for rank in gang.ranks:
         said, meter = board.read(rank), board.meters[rank]
-        waits = said.operator_index == WAITING
+        bucket = said.operator_index if said.operator_index != WAITING else meter.bucket
         ranks.append(
             {
                 "rank": rank,
                 "step": said.step,
-                "within": "" if waits else plan.steps[said.operator_index].name,
+                "within": part_of(bucket, plan),
                 "since": said.since_seconds,
                 "spent": [(*part_of(b, plan), s) for b, s in meter.seconds().items()],
             }
@@ -104,6 +105,7 @@ def report(gang: Gang) -> dict[str, Any] | None:
     return {
         "worker": gang.worker,
         "ranks": ranks,
+        "clocks": clocks(gang),
         "lags": [tuple(lag) for lag in lags(gang)],
         "sent": [tuple(one) for one in sent(gang)],
         "between_hosts": gang.swap_seconds,
@@ -121,6 +123,4 @@ def part_of(bucket: Bucket, plan: Plan) -> tuple[str, str]:
     if isinstance(bucket, int):
         operator = plan.steps[bucket]
         return ("compute" if operator.kind in COMPUTES else "apply"), operator.name
-    if bucket in (TRANSFER, SCHEDULER):
-        return bucket, ""
-    return "wait", bucket
+    return (bucket, "") if bucket in (TRANSFER, SCHEDULER) else ("wait", bucket)

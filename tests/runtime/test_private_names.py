@@ -23,7 +23,8 @@ PUBLIC = {
     "distributed",
     "distributed.diagnostics.plugin",
 }
-FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "_dask.py")
+ADAPTERS = {"_dask.py", "_dask_pages.py"}
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ADAPTERS)
 
 
 @pytest.fixture(scope="module")
