@@ -1,12 +1,22 @@
-"""Colours and sizes that the charts of the page share, and an empty chart."""
+"""What the charts of the page share: colours, sizes, and how they are changed.
+
+A chart is built once for each viewer and has no data. What it shows comes as *changes*: properties
+by the name of a Bokeh model, which the browser sets. All charts are changed by one message, since
+each property that Python sets is a message by itself and costs the scheduler a millisecond.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 from bokeh.models import ColumnDataSource, HoverTool, Range1d
 from bokeh.plotting import figure
+
+Changes: TypeAlias = dict[str, dict[str, Any]]
+"""Name of a model -> property -> value."""
+Rows: TypeAlias = dict[str, list[Any]]
+"""Columns of a chart's data."""
 
 INK, SOFT_INK, LINE = "#1b2a41", "#56657c", "#d5dbe5"
 PARTS = {
@@ -64,30 +74,39 @@ def legend(found: figure) -> None:
     found.add_layout(found.legend[0], "above")
 
 
+def hover(found: figure, *lines: tuple[str, str], renderers: Any = "auto") -> None:
+    """Let a chart tell of the data under the pointer."""
+    found.add_tools(HoverTool(tooltips=list(lines), renderers=renderers))
+
+
 def source(name: str, *columns: str) -> ColumnDataSource:
-    """Return a source without rows; its name is for those who look at the page from outside."""
-    return ColumnDataSource({column: [] for column in columns}, name=name)
+    """Return a source without rows, which ``rows`` fills by its name."""
+    return ColumnDataSource({column: [] for column in columns}, name=f"rows of {name}")
 
 
-def put(target: ColumnDataSource, rows: dict[str, list[Any]]) -> None:
-    """Send rows to the browser if they are others than before."""
-    if target.data != rows:
-        target.data = rows
+def rows(name: str, found: Rows) -> Changes:
+    """Return the change that fills a source."""
+    return {f"rows of {name}": {"data": found}}
 
 
-def fit(span: Range1d, values: Iterable[float], padding: float = 0.04) -> None:
-    """Let an axis go from the smallest to the largest value, and a little further.
+def span(name: str, start: float = 0.0, end: float = 1.0) -> Range1d:
+    """Return the range of an axis, which ``fit`` and ``reach`` change by its name."""
+    return Range1d(start=start, end=end, name=name)
+
+
+def reach(name: str, start: float, end: float) -> Changes:
+    """Return the change that lets an axis go from one value to another."""
+    return {name: {"start": start, "end": end}}
+
+
+def fit(name: str, values: Iterable[float], padding: float = 0.04) -> Changes:
+    """Return the change that lets an axis show all values, and a little more.
 
     Notes
     -----
-    A DataRange1d does that by itself, but complains in the browser's console without data.
+    Bokeh's DataRange1d does that by itself, but complains in the console without data.
     """
     found = list(values)
     low, high = (min(found), max(found)) if found and any(found) else (0.0, 1.0)
     more = (high - low or abs(high)) * padding
-    span.start, span.end = low - more, high + more
-
-
-def hover(found: figure, *lines: tuple[str, str], renderers: Any = "auto") -> None:
-    """Let a chart tell of the data under the pointer."""
-    found.add_tools(HoverTool(tooltips=list(lines), renderers=renderers))
+    return reach(name, low - more, high + more)

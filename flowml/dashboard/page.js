@@ -58,7 +58,7 @@ window.flowml = (() => {
     text("promises", run.promises);
     text("metrics", Object.entries(run.metrics).map(([name, value]) => `${name} ${number(value)}`).join(" · "));
     text("scorenote", Object.keys(run.metrics).length ? "dotted: right axis" : "");
-    text("sharesnote", run.executor === "tasks" ? "one Dask task an operator: see Groups, Task stream"
+    text("sharesnote", run.executor === "tasks" ? "one Dask task an operator: see the task stream"
       : run.operators.some((o) => o.share !== null) ? "mean of the replicas, last seconds"
       : OVER.includes(run.status) ? "nobody looked while it ran" : "counted while somebody looks");
     text("bytesnote", OVER.includes(run.status) ? "in all" : "a second, and so far");
@@ -200,10 +200,20 @@ window.flowml = (() => {
     list.replaceChildren(...items);
   }
 
-  function draw(state) {
+  function charts(changes) {
+    for (const [name, properties] of Object.entries(changes)) {
+      const model = Bokeh.documents[0].get_model_by_name(name);
+      if (model !== null) model.setv(properties, {sync: false, check_eq: false});  // not back to the server
+    }
+  }
+
+  function draw(message) {
+    if (message === null) return;
+    charts(message.changes);
+    const state = message.state;
     for (const link of document.querySelectorAll(".navbar a[href='flowml']")) link.closest("li").classList.add("active");
-    const run = state && state.run;
-    if (!run) return;
+    const run = state.run;
+    if (run === null) return;
     header(run);
     graph(run);
     replicas(run);

@@ -2,63 +2,71 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from bokeh.models import FactorRange, Range1d
+from bokeh.models import FactorRange
+from bokeh.plotting import figure
 
 from flowml.dashboard.contract import Replica, RunSnapshot
-from flowml.dashboard.looks import PARTS, chart, hover, legend, put, source
+from flowml.dashboard.looks import (
+    PARTS,
+    Changes,
+    Rows,
+    chart,
+    hover,
+    legend,
+    reach,
+    rows,
+    source,
+    span,
+)
 from flowml.dashboard.replicas import SHOWN_SECONDS
 
 MOST_ROWS = 32
 """Replicas; of more, the slowest."""
+COLUMNS = ("name", "left", "right", "part", "color", "text")
 
 
-class Timeline:
-    """A row a replica, the slowest at the top."""
+def charts() -> dict[str, figure]:
+    """Return the chart: a row a replica, the slowest at the top."""
+    found = chart(
+        y_range=FactorRange(name="timeline rows"),
+        x_range=span("timeline across"),
+        x_axis_label="seconds of the run",
+    )
+    found.ygrid.grid_line_color = None
+    bars = found.hbar(
+        y="name",
+        left="left",
+        right="right",
+        height=0.7,
+        color="color",
+        line_color="#ffffff",
+        line_width=0.5,
+        legend_field="part",
+        source=source("timeline", *COLUMNS),
+    )
+    hover(found, ("", "@text"), renderers=[bars])
+    legend(found)
+    return {"timeline": found}
 
-    def __init__(self) -> None:
-        self._bars = source("timeline", "name", "left", "right", "part", "color", "text")
-        self._rows = FactorRange(factors=[])
-        self._span = Range1d(start=0, end=SHOWN_SECONDS)
-        found = chart(y_range=self._rows, x_range=self._span, x_axis_label="seconds of the run")
-        found.ygrid.grid_line_color = None
-        bars = found.hbar(
-            y="name",
-            left="left",
-            right="right",
-            height=0.7,
-            color="color",
-            line_color="#ffffff",
-            line_width=0.5,
-            legend_field="part",
-            source=self._bars,
-        )
-        hover(found, ("", "@text"), renderers=[bars])
-        legend(found)
-        self.roots = {"timeline": found}
 
-    def update(self, run: RunSnapshot) -> None:
-        """Show a run."""
-        rows = run["replicas"][:MOST_ROWS]
-        bars: dict[str, list[Any]] = {
-            k: [] for k in ("name", "left", "right", "part", "color", "text")
-        }
-        for replica in rows:
-            _add(bars, replica)
-        put(self._bars, bars)
-        names = [_name(r) for r in reversed(rows)]
-        if list(self._rows.factors) != names:
-            self._rows.factors = names
-        self._span.start = max(0.0, run["seconds"] - SHOWN_SECONDS)
-        self._span.end = max(run["seconds"], 1.0)
+def changes(run: RunSnapshot) -> Changes:
+    """Return what shows a run."""
+    replicas, now = run["replicas"][:MOST_ROWS], run["seconds"]
+    bars: Rows = {column: [] for column in COLUMNS}
+    for replica in replicas:
+        _add(bars, replica)
+    return (
+        rows("timeline", bars)
+        | {"timeline rows": {"factors": [_name(r) for r in reversed(replicas)]}}
+        | reach("timeline across", max(0.0, now - SHOWN_SECONDS), max(now, 1.0))
+    )
 
 
 def _name(replica: Replica) -> str:
     return f"replica {replica['replica']}"
 
 
-def _add(bars: dict[str, list[Any]], replica: Replica) -> None:
+def _add(bars: Rows, replica: Replica) -> None:
     for window in replica["windows"]:
         worked = window["seconds"] - min(window["wait_seconds"], window["seconds"])
         middle = window["start"] + worked
@@ -66,12 +74,10 @@ def _add(bars: dict[str, list[Any]], replica: Replica) -> None:
             ("compute", "working", window["start"], middle),
             ("wait", "waiting", middle, window["start"] + window["seconds"]),
         ):
-            bars["name"].append(_name(replica))
-            bars["left"].append(left)
-            bars["right"].append(right)
-            bars["part"].append(words)
-            bars["color"].append(PARTS[part])
-            bars["text"].append(
+            text = (
                 f"{_name(replica)}: {window['steps']:,} steps in {window['seconds']:.3g} s, "
                 f"{words} {right - left:.3g} s of them"
             )
+            bar = (_name(replica), left, right, words, PARTS[part], text)
+            for column, value in zip(COLUMNS, bar, strict=True):
+                bars[column].append(value)
