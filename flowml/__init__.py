@@ -4,6 +4,7 @@ import typing as _typing
 from importlib.metadata import version as _version
 
 from flowml import codecs, data, models, schedules, simulate
+from flowml import initial_rows as init
 from flowml.clipping import by_leaf, clip_norm
 from flowml.collect import closest as _closest
 from flowml.differentiate import value_and_grad
@@ -20,6 +21,7 @@ from flowml.errors import (
     WorkerLostError,
 )
 from flowml.execution import Run
+from flowml.keyed_rows import KeyedRows
 from flowml.operators import (
     aggregate,
     assign,
@@ -47,6 +49,7 @@ __all__ = [
     "FlowmlError",
     "Graph",
     "GraphError",
+    "KeyedRows",
     "OperatorError",
     "PlanError",
     "Reduction",
@@ -69,6 +72,7 @@ __all__ = [
     "evaluate",
     "gradient",
     "here",
+    "init",
     "load",
     "map",
     "models",

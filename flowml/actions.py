@@ -10,9 +10,23 @@ from flowml.rules import Rule
 from flowml.types import Function
 
 Kind: TypeAlias = Literal[
-    "load", "here", "map", "gradient", "aggregate", "update", "assign", "evaluate", "until"
+    "load",
+    "here",
+    "map",
+    "gradient",
+    "aggregate",
+    "update",
+    "assign",
+    "evaluate",
+    "until",
+    "rows",
+    "receive",
 ]
-"""The closed set of operator kinds; also the vocabulary of Dask task prefixes."""
+"""The closed set of operator kinds; also the vocabulary of Dask task prefixes.
+
+The last two are not declared: they stand where a replica looks up rows of a table of its own, and
+where it receives rows of a shared one, or what its step's contribution came to.
+"""
 
 GLOBAL = "global"
 REPLICA = "replica"
@@ -103,13 +117,47 @@ class Until:
     function: Function
 
 
-Action: TypeAlias = Load | Here | Map | Gradient | Aggregate | Update | Assign | Evaluate | Until
+@dataclass(frozen=True)
+class LookUp:
+    """Rows of a table by key: of a replica's own, or received from what all share."""
+
+    table: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the contributions of a step came to, received in the same step."""
+
+    operator: str
+
+
+Action: TypeAlias = (
+    Load | Here | Map | Gradient | Aggregate | Update | Assign | Evaluate | Until | LookUp | Answer
+)
+
+DEFAULT_CAPACITY = 1 << 20
+"""Rows that a sparse table has room for where nothing is said."""
 
 
 @dataclass(frozen=True)
 class SparseRows:
-    """Rows by integer key, made at first touch (declared and drawn; not run yet)."""
+    """Rows by integer key, made at first touch.
+
+    Attributes
+    ----------
+    dim : int
+        Items of a row.
+    init : None, number, array, RandomRows, KeyedRows or callable
+        What a row is at first.
+    dtype : str
+    rows : int or None
+        Keys are below it; None: any key that is >= 0.
+    capacity : int
+        Rows that it has room for.
+    """
 
     dim: int
     init: Any
     dtype: str = field(default="float32")
+    rows: int | None = None
+    capacity: int = DEFAULT_CAPACITY

@@ -9,11 +9,15 @@ from dataclasses import replace
 from numbers import Integral
 from typing import Any, Literal
 
+import numpy as np
+
 from flowml.actions import GLOBAL, REPLICA
 from flowml.data import Source, as_source
 from flowml.edges import Edge
 from flowml.errors import FlowmlError, GraphError
 from flowml.handles import Declared, DeclaredTable, Handle
+from flowml.initial_rows import RandomRows
+from flowml.keyed_rows import KeyedRows
 from flowml.rules import Rule
 from flowml.types import Function, Site
 
@@ -174,3 +178,26 @@ def frequency(where: str, every: int | str) -> tuple[int, Literal["steps", "epoc
             'For example every=100 or every="1 epoch".',
         )
     return int(count), unit
+
+
+def check_rows_init(where: str, dim: int, init: object, dtype: str) -> None:
+    """Refuse what the rows of a sparse table cannot begin with."""
+    try:
+        kind: str = np.dtype(dtype).kind
+    except TypeError:
+        kind = "?"
+    if kind not in "fiu":
+        fix = "Use 'float32'."
+        raise GraphError(where, "dtype must be a float or integer dtype", repr(dtype), fix)
+    if init is None or callable(init) or isinstance(init, RandomRows):
+        return
+    shape = init.rows.shape[1:] if isinstance(init, KeyedRows) else np.shape(np.asarray(init))
+    numbers = isinstance(init, KeyedRows) or np.asarray(init).dtype.kind in "biuf"
+    if not numbers or shape not in ((), (dim,)):
+        raise GraphError(
+            where,
+            f"init must be a number, an array of shape ({dim},), fl.init.uniform or normal, a "
+            "function of keys or KeyedRows",
+            f"shape {shape}" if numbers else f"a {type(init).__name__}",
+            "Leave it out for zeros.",
+        )

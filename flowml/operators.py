@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
+
 from flowml.actions import (
+    DEFAULT_CAPACITY,
     GLOBAL,
     REPLICA,
     Aggregate,
@@ -29,6 +32,7 @@ from flowml.arguments import (
     check_callable,
     check_differentiable,
     check_handles,
+    check_rows_init,
     check_rule,
     check_scope,
     frequency,
@@ -144,19 +148,50 @@ def table(
 
 
 def sparse_table(
-    name: str, dim: int, init: Any = None, dtype: str = "float32", *, scope: str = GLOBAL
+    name: str,
+    dim: int,
+    init: Any = None,
+    dtype: str = "float32",
+    *,
+    rows: int | None = None,
+    capacity: int = DEFAULT_CAPACITY,
+    scope: str = GLOBAL,
 ) -> Handle:
-    """Declare rows by integer key, made at first touch.
+    """Declare rows by integer key, made at first touch; read and written by ``.at(ids)``.
 
     Parameters
     ----------
     dim : int
         Length of a row.
+    init : number, array of shape (dim,), fl.init.uniform, fl.init.normal, function or KeyedRows
+        What a row is before anybody has written it; zeros when left out. A function makes the
+        rows of some keys, ``init(keys) -> (n, dim)``, each from its key alone. What another run
+        left, ``run.tables[name]``, begins where that one ended.
+    dtype : str
+        A float or integer dtype.
+    rows : int, optional
+        Keys are from 0 to ``rows - 1``, and are found faster; any key >= 0 when left out.
+    capacity : int
+        Rows that the table has room for. Memory is taken as rows come.
+
+    Raises
+    ------
+    GraphError
+        If a number is not >= 1, or ``init`` or ``dtype`` has no meaning.
+
+    Notes
+    -----
+    ``run.tables[name]`` is a `flowml.KeyedRows` of the rows that were written.
     """
     site = calling_site()
     where = table_label(name, scope, site)
     dim = whole(where, "dim", dim, 1, "It is the length of a row.")
-    return Handle(DeclaredTable(name, SparseRows(dim, init, dtype), scope, None, site))
+    if rows is not None:
+        rows = whole(where, "rows", rows, 1, "It is the number of keys.")
+    capacity = whole(where, "capacity", capacity, 1, "It is the number of rows with room.")
+    check_rows_init(where, dim, init, dtype)
+    sparse = SparseRows(dim, init, str(np.dtype(dtype)), rows, capacity)
+    return Handle(DeclaredTable(name, sparse, scope, None, site))
 
 
 def here(seed: int = 0) -> Handle:

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from flowml.actions import GLOBAL, REPLICA, Action, Aggregate, Assign, Evaluate, Here, Kind, Update
 from flowml.codecs.contract import Codec
+from flowml.edges import Quorum
 from flowml.freshness import SYNC, Promises
 from flowml.reductions import Tree, sum_tree
 from flowml.types import Site
@@ -37,6 +38,12 @@ class PlanPort:
     crosses: bool = False
     promises: Promises = SYNC
     codec: Codec | None = None
+    ids: tuple[str, int] | None = None
+    """The (operator, output) that names the rows which are read, or which the values are for."""
+    threshold: float | None = None
+    """What the kept update must exceed, relative to the parameter, to travel."""
+    members: Quorum | None = None
+    """How many contributions a firing takes, and what becomes of later ones."""
 
 
 @dataclass(frozen=True)

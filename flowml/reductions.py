@@ -236,7 +236,7 @@ def reduce_slices(
         If the values are not floats and the reduction needs floats.
     """
     weighed = _checked(reduction, slices, weights, out)
-    scale = common_scale(reduction, weighed)
+    scale = shared_scale(reduction, weighed)
     given = _Given(slices, weighed, reduction.weighted, scratch, scale)
     if not reduction.tree:
         return _combine(reduction, tree, given, out)
@@ -247,7 +247,7 @@ def reduce_slices(
     return total
 
 
-def common_scale(reduction: Reduction, weights: Mapping[Any, float]) -> float:
+def shared_scale(reduction: Reduction, weights: Mapping[Any, float]) -> float:
     """Return a power of two that all contributions to a mean weigh, or 1.0.
 
     Notes
@@ -258,7 +258,7 @@ def common_scale(reduction: Reduction, weights: Mapping[Any, float]) -> float:
 
     Examples
     --------
-    >>> common_scale(mean, {0: 32.0, 1: 32.0}), common_scale(mean, {0: 32.0, 1: 31.0})
+    >>> shared_scale(mean, {0: 32.0, 1: 32.0}), shared_scale(mean, {0: 32.0, 1: 31.0})
     (32.0, 1.0)
     """
     if not (reduction.weighted and reduction.divide):

@@ -225,6 +225,7 @@ class Graph:
         self,
         *,
         replicas: int,
+        groups: Groups = None,
         compute: Compute | None = None,
         network: Network | None = None,
         faults: Faults | None = None,
@@ -243,6 +244,7 @@ class Graph:
         Parameters
         ----------
         replicas : int
+        groups : int, or list of lists of ranks, optional
         compute, network, faults : Compute, Network, Faults, optional
             How long a step and a message take, and who is lost (``fl.simulate``).
         steps, epochs, seed, snapshots, record
@@ -258,7 +260,7 @@ class Graph:
         Raises
         ------
         PlanError
-            If the graph has groups, or something else that does not run beside stale edges.
+            If the graph has something that does not run beside stale edges.
         """
         order = order_of(
             steps=steps,
@@ -272,7 +274,7 @@ class Graph:
             record=record,
         )
         asked = Asked(
-            self.logical, positive("replicas", replicas), None, 1, "simulated", None, order
+            self.logical, positive("replicas", replicas), groups, 1, "simulated", None, order
         )
         self._check_length(order)
         made = compute or Compute(), network or Network(), faults or Faults()

@@ -71,7 +71,7 @@ DIFFERENT: list[dict[str, Any]] = [
     {"read": lambda w: w.every(2)},
     {"push": lambda m: m.every(2)},
     {"push": lambda m: m.every(2, keep="last")},
-    {"push": lambda m: m.compress(fl.codecs.int8())},
+    {"read": lambda w: w.compress(fl.codecs.float16())},
 ]
 
 

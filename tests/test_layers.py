@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
     0: "errors types configuration mainguard",
-    1: "freshness edges codecs rules clipping schedules reductions events",
+    1: "freshness edges codecs rules clipping schedules reductions events keyed_rows initial_rows",
     2: "actions graph plan layout",
     3: "handles arguments operators differentiate data models protocol drawing",
     4: "collect history runtime simulate",

@@ -285,7 +285,7 @@ def test_a_reduction_of_ones_own():
 
 @pytest.mark.parametrize("weight", [0.5, 1.0, 2.0, 32.0, 256.0])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_common_power_of_two_changes_no_bit(weight: float, dtype: str) -> None:
+def test_a_shared_power_of_two_changes_no_bit(weight: float, dtype: str) -> None:
     rng = np.random.default_rng(7)
     scales = 10.0 ** rng.integers(-30, 30, 500)
     values = {r: (rng.normal(size=500) * scales).astype(dtype) for r in range(5)}

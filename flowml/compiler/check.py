@@ -16,7 +16,9 @@ from flowml.actions import (
     Until,
     Update,
 )
+from flowml.compiler.filters import filter_errors
 from flowml.compiler.promises import promise_errors
+from flowml.compiler.rows import row_errors
 from flowml.errors import FlowmlError, GraphError, raise_all
 from flowml.graph import LogicalGraph, Operator, Port, coarser
 
@@ -271,4 +273,6 @@ _CHECKS: tuple[Callable[[LogicalGraph], list[FlowmlError]], ...] = (
     _edges_make_sense,
     _loads_have_one_batch_size_meaning,
     promise_errors,
+    row_errors,
+    filter_errors,
 )

@@ -48,16 +48,13 @@ def fuse(placed: Placed) -> Fused:
     for operator in graph.operators:
         sliced = _sliced(graph, operator)
         crosses = tuple(_crosses(graph, operator, sliced, p, found) for p in operator.inputs)
-        number = max(
-            (
-                0,
-                *(
-                    found[p.source].number + c
-                    for p, c in zip(operator.inputs, crosses, strict=True)
-                    if not p.table
-                ),
-            )
-        )
+        after = [
+            found[p.source].number + c
+            for p, c in zip(operator.inputs, crosses, strict=True)
+            if not p.table
+        ]
+        after += [_named(graph, operator, p, found) for p in operator.inputs if p.edge.ids]
+        number = max((0, *after))
         if operator.writes:
             before = written.get(operator.writes)
             if before is not None:
@@ -67,6 +64,17 @@ def fuse(placed: Placed) -> Fused:
             written[operator.writes] = operator.name
         found[operator.name] = Phase(number, sliced, crosses)
     return Fused(placed, tuple(found.items()))
+
+
+def _named(graph: LogicalGraph, operator: Operator, port: Port, found: dict[str, Phase]) -> int:
+    """Return the first phase in which rows that an operator names can be there.
+
+    Notes
+    -----
+    Rows of a table that others hold too come between two phases.
+    """
+    shared = port.table and graph.table(port.source).scope != operator.scope
+    return found[port.edge.ids[0]].number + shared
 
 
 def _sliced(graph: LogicalGraph, operator: Operator) -> bool:

@@ -1,13 +1,12 @@
-"""Which graphs with stale or async edges run in this release, and what is said of the others.
+"""Which graphs whose values pass gates run in this release, and what is said of the others.
 
-They are those of which every replica computes from tables alone, and whose values flow through an
-aggregate, or a push, into a global table. What a replica reads of another's step it reads from a
-table.
+Their replicas, or groups of replicas that keep step, compute from what they read; their values
+flow through an aggregate, or a push, into what is global. What is global comes of one such gate.
 """
 
 from __future__ import annotations
 
-from flowml.actions import GLOBAL, REPLICA, Aggregate, Evaluate
+from flowml.actions import GLOBAL, REPLICA, Aggregate, Evaluate, Update
 from flowml.compiler.promises import schedules
 from flowml.errors import FlowmlError, PlanError
 from flowml.freshness import Promises, loosest
@@ -19,11 +18,21 @@ Gates = dict[str, tuple[str, ...]]
 
 
 def loose_refusals(graph: LogicalGraph, promises: Schedules) -> list[FlowmlError]:
-    """Return an error for each thing that does not run beside a stale or async edge."""
-    coded = any(port.edge.codec is not None for port, _ in graph.edges())
-    if all(loosest(p) == 0 for p in promises.values()) and not coded:
-        return []
-    return shape_refusals(graph)
+    """Return an error for each thing that does not run beside an edge that is not plainly sync."""
+    return shape_refusals(graph) if passes_gates(graph, promises) else []
+
+
+def passes_gates(graph: LogicalGraph, promises: Schedules) -> bool:
+    """Tell whether values pass gates: as is_loose of the runtime, which asks the plan."""
+    edges = [port.edge for port, _ in graph.edges()]
+    return (
+        any(loosest(p) > 0 for p in promises.values())
+        or any(e.codec is not None or e.filter is not None for e in edges)
+        or any(e.members is not None or e.ids is not None for e in edges)
+        or any(t.sparse for t in graph.tables)
+        or any(o.writes and len(o.inputs) > 1 for o in graph.operators)
+        or any(isinstance(o.action, Update) and o.action.rule.reads for o in graph.operators)
+    )
 
 
 def shape_refusals(graph: LogicalGraph) -> list[FlowmlError]:
@@ -35,8 +44,6 @@ def shape_refusals(graph: LogicalGraph) -> list[FlowmlError]:
         if isinstance(operator.action, Evaluate):
             continue
         where = f"{operator.kind} {operator.name!r} ({operator.site})"
-        if operator.scope not in (GLOBAL, REPLICA):
-            errors.append(_beside(where, f"groups do not run, and it has scope {operator.scope!r}"))
         for number in range(len(operator.inputs)):
             errors += _port_refusals(graph, operator, number, promises[operator.name, number])
         if operator.scope == GLOBAL and len(gates[operator.name]) > 1:
@@ -48,31 +55,37 @@ def shape_refusals(graph: LogicalGraph) -> list[FlowmlError]:
             errors.append(
                 _beside(where, "what is global must come of the replicas, not of tables alone")
             )
+        if isinstance(operator.action, Update) and operator.action.rule.reads:
+            errors += _reading_refusals(graph, operator)
     for table in graph.tables:
         writers = graph.writers(table.name)
-        where = f"table {table.name!r} ({table.site})"
-        if table.scope not in (GLOBAL, REPLICA):
-            errors.append(_beside(where, f"groups do not run, and it has scope {table.scope!r}"))
-        if table.scope == GLOBAL and len(writers) > 1:
+        if table.scope == GLOBAL and len({g for w in writers for g in gates[w.name]}) > 1:
+            where = f"table {table.name!r} ({table.site})"
             names = " and ".join(repr(w.name) for w in writers)
-            errors.append(_beside(where, f"a global table has one write, not {names}"))
-    return errors + _shared(graph, gates)
-
-
-def _shared(graph: LogicalGraph, gates: Gates) -> list[FlowmlError]:
-    """Refuse two global tables written from one sum: its firing counts the versions of one."""
-    errors: list[FlowmlError] = []
-    written: dict[str, str] = {}
-    for operator in graph.operators:
-        if operator.scope != GLOBAL or operator.writes is None:
-            continue
-        for gate in gates[operator.name]:
-            first = written.setdefault(gate, operator.writes)
-            if first != operator.writes:
-                where = f"{operator.kind} {operator.name!r} ({operator.site})"
-                what = f"one sum writes one global table: {gate!r} already writes {first!r}"
-                errors.append(_beside(where, what))
+            errors.append(
+                _beside(where, f"a global table is written behind one sum, not by {names}")
+            )
     return errors
+
+
+def _reading_refusals(graph: LogicalGraph, operator: Operator) -> list[FlowmlError]:
+    """Refuse a rule that wants to know what the writer had read, where nobody can say."""
+    where = f"update {operator.name!r} ({operator.site})"
+    port = operator.inputs[0]
+    source = None if port.table else graph.operator(port.source)
+    if source is None or operator.scope != GLOBAL or source.scope != REPLICA:
+        what = "a rule that compares with what the writer had read is for pushes of replicas"
+        return [_beside(where, what)]
+    read = any(
+        p.table and p.source == operator.writes and p.edge.ids is None
+        for o in graph.operators
+        if o.scope == REPLICA
+        for p in o.inputs
+    )
+    if read and port.edge.period is None:
+        return []
+    what = f"the writer must read table {operator.writes!r} whole in each step that it pushes"
+    return [_beside(where, what)]
 
 
 def _port_refusals(
@@ -89,10 +102,9 @@ def _port_refusals(
             found.append(_beside(where, ".every stands between a replica and what is global"))
         return found
     source = graph.operator(port.source)
-    if operator.scope == REPLICA and source.scope != REPLICA:
-        found.append(
-            _beside(where, "a replica reads what is global from a table, not in the same step")
-        )
+    if source.scope != operator.scope != GLOBAL and source.scope == REPLICA:
+        if loosest(promises) > 0:
+            found.append(_beside(where, "replicas of a group keep step, so the edge is sync"))
     if (
         isinstance(operator.action, Aggregate)
         and port.edge.period is not None
@@ -107,7 +119,7 @@ def _port_refusals(
 
 
 def _weight_refusals(where: str, source: Operator, value: Port, weight: Port) -> list[FlowmlError]:
-    if source.scope != REPLICA:
+    if source.scope == GLOBAL:
         return [_beside(where, "a weight comes of the replica whose value it weighs")]
     if value.edge.period is None:
         return []
@@ -134,8 +146,8 @@ def _gates(graph: LogicalGraph) -> Gates:
 def _beside(where: str, what: str) -> PlanError:
     return refusal(
         where,
-        f"{what}, beside a stale or async edge in this release",
-        "Change that, or mark all edges .sync().",
+        f"{what}, beside edges that are not plainly sync, in this release",
+        "Change that, or mark all edges .sync() and leave codecs, quorums and rows out.",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from flowml.actions import GLOBAL, REPLICA, Aggregate, Update
+from flowml.actions import Aggregate, Update
 from flowml.compiler.fuse import Fused, Phase
 from flowml.compiler.loose import loose_refusals, refusal
 from flowml.compiler.promises import schedules
@@ -53,6 +53,9 @@ def _operator(
             _port(graph, operator, number, port, phase.crosses[number]),
             promises=promises[operator.name, number],
             codec=port.edge.codec,
+            ids=port.edge.ids,
+            threshold=None if port.edge.filter is None else port.edge.filter.threshold,
+            members=port.edge.members,
         )
         for number, port in enumerate(operator.inputs)
     )
@@ -74,9 +77,11 @@ def _port(
     graph: LogicalGraph, reader: Operator, number: int, port: Port, crosses: bool
 ) -> PlanPort:
     period = port.edge.period
+    default = _default_keep(graph, reader, number, port)
     if period is None:
-        return PlanPort(port.source, port.output, port.table, crosses=crosses)
-    keep = period.keep or _default_keep(graph, reader, number, port)
+        keep = default if port.edge.filter is not None else "last"
+        return PlanPort(port.source, port.output, port.table, keep=keep, crosses=crosses)
+    keep = period.keep or default
     return PlanPort(port.source, port.output, port.table, period.steps, keep, crosses)
 
 
@@ -93,53 +98,13 @@ def _default_keep(
 
 def _refused(graph: LogicalGraph, promises: dict[tuple[str, int], Promises]) -> list[FlowmlError]:
     """Return what can be declared and drawn, and does not run in this release."""
-    errors: list[FlowmlError] = []
-    for operator in graph.operators:
-        for port in operator.inputs:
-            for part, word in (
-                (port.edge.members, ".quorum"),
-                (port.edge.filter, ".when"),
-                (port.edge.ids, ".at"),
-            ):
-                if part is not None:
-                    errors.append(
-                        refusal(
-                            f"edge {port.source} -> {operator.name} ({operator.site})",
-                            f"{word} is declared and drawn, but does not run in this release",
-                            "Leave it out to run.",
-                        )
-                    )
-            if port.edge.codec is not None and not _enters(graph, operator, port):
-                errors.append(
-                    refusal(
-                        f"edge {port.source} -> {operator.name} ({operator.site})",
-                        ".compress runs where values of replicas flow into a sum or a push of a "
-                        "global table, in this release",
-                        "Leave it out to run.",
-                    )
-                )
-    for table in graph.tables:
-        if table.sparse:
-            errors.append(
-                refusal(
-                    f"table {table.name!r} ({table.site})",
-                    "sparse tables are declared and drawn, but do not run in this release",
-                    "Use a dense table: fl.table(name, init).",
-                )
-            )
-        if table.on is not None:
-            errors.append(
-                refusal(
-                    f"table {table.name!r} ({table.site})",
-                    "on= is declared and drawn, but does not run in this release",
-                    "Leave it out.",
-                )
-            )
+    errors: list[FlowmlError] = [
+        refusal(
+            f"table {table.name!r} ({table.site})",
+            "on= is declared and drawn, but does not run in this release",
+            "Leave it out.",
+        )
+        for table in graph.tables
+        if table.on is not None
+    ]
     return errors + loose_refusals(graph, promises)
-
-
-def _enters(graph: LogicalGraph, reader: Operator, port: Port) -> bool:
-    """Tell whether values of replicas flow into something global on an edge."""
-    if port.table or reader.scope != GLOBAL or reader.inputs[0] is not port:
-        return False
-    return graph.operator(port.source).scope == REPLICA

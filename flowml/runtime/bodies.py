@@ -11,9 +11,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
 
-from flowml.actions import Gradient, Here, Load, Map, Until
+from flowml.actions import Gradient, Here, Load, LookUp, Map, Until
 from flowml.data.share import random_seed
-from flowml.layout import Layout
+from flowml.layout import layout_of
 from flowml.plan import PlanOperator, loss_operator
 from flowml.runtime.calls import (
     Spot,
@@ -206,11 +206,20 @@ def gradient_body(pattern: Pattern, operator: PlanOperator) -> Act:
     assert isinstance(action, Gradient)
     writes_in_place = (
         action.tables == 1
+        and not _looked_up(pattern, operator, 0)
         and not action.packed
         and not action.aux
         and "out" in inspect.signature(action.model.value_and_grad).parameters
     )
     return (_gradient_in_place if writes_in_place else _gradient_returned)(pattern, operator)
+
+
+def _looked_up(pattern: Pattern, operator: PlanOperator, number: int) -> bool:
+    """Tell whether an input is rows of a table: as many as there are ids in a step."""
+    port = operator.inputs[number]
+    if port.table:
+        return False
+    return isinstance(pattern.rank.plan.operator(port.source).action, LookUp)
 
 
 def _gradient_in_place(pattern: Pattern, operator: PlanOperator) -> Act:
@@ -222,6 +231,7 @@ def _gradient_in_place(pattern: Pattern, operator: PlanOperator) -> Act:
     buffers = region.buffers if region is not None else layout.allocate()
     rank.flats[operator.name, 0] = buffers
     out, made = layout.views(buffers), layout.views(buffers, writeable=False)
+    rank.backing[id(made)] = buffers
     slot, registers = rank.slots[operator.name, 0], rank.registers
     value_and_grad = action.model.value_and_grad
     number, enter, checks = rank.index[operator.name], rank.enter, rank.order.on_nonfinite == "stop"
@@ -253,7 +263,10 @@ def _gradient_returned(pattern: Pattern, operator: PlanOperator) -> Act:
     rank, action = pattern.rank, operator.action
     assert isinstance(action, Gradient)
     getters = [getter(pattern, operator, n) for n in range(len(operator.inputs))]
-    layouts: list[Layout] = [rank.layouts[operator.name, n] for n in range(action.tables)]
+    layouts = [
+        None if _looked_up(pattern, operator, n) else rank.layouts[operator.name, n]
+        for n in range(action.tables)
+    ]
     put, count = publish(pattern, operator), action.tables
     number, enter, checks = rank.index[operator.name], rank.enter, rank.order.on_nonfinite == "stop"
     records = operator.name == loss_operator(rank.plan)
@@ -266,8 +279,9 @@ def _gradient_returned(pattern: Pattern, operator: PlanOperator) -> Act:
             put(step, [EMPTY] * operator.outputs)
             return
         contents: list[Any] = [v.content for v in values]
+        known = [found or layout_of(c) for found, c in zip(layouts, contents, strict=False)]
         loss, gradients, beside = call_gradient(
-            spot, action, contents[:count], contents[count:], layouts
+            spot, action, contents[:count], contents[count:], known
         )
         if checks:
             check_finite_loss(spot, loss)

@@ -7,18 +7,19 @@ and a replay in the order that was recorded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from flowml.actions import Aggregate, Assign, Map, Until
+from flowml.actions import Aggregate, Map, Until
 from flowml.errors import FlowmlError
-from flowml.layout import Layout
+from flowml.keyed_rows import KeyedRows
+from flowml.layout import Layout, layout_of
 from flowml.plan import PlanOperator
-from flowml.protocol.promise_rule import Firing, PromiseRule, Taken
-from flowml.reductions import Tree, reduce_slices
+from flowml.protocol.promise_rule import PromiseRule
+from flowml.protocol.promise_specs import Firing
 from flowml.rules import At
 from flowml.runtime.calls import (
     Spot,
@@ -28,16 +29,28 @@ from flowml.runtime.calls import (
     diverged,
     is_true,
     nonfinite,
+    placed_errors,
     returned,
 )
-from flowml.runtime.center_memory import CenterMemory, Slot
+from flowml.runtime.center_memory import CenterMemory
+from flowml.runtime.center_sums import Sum
+from flowml.runtime.center_writes import (
+    Buffers,
+    DenseWriter,
+    NotFinite,
+    RowWriter,
+    Update,
+    Writer,
+)
+from flowml.runtime.contributions import Contribution, Queues
 from flowml.runtime.domain import Layouts, layout_of_port
 from flowml.runtime.loose_plan import Gate, LoosePlan
+from flowml.runtime.row_memory import ids_of_gate
 from flowml.runtime.values import EMPTY, Value, agreed_examples
 from flowml.types import Array, Pytree
 
-Contribution = tuple[Value, float]
-"""(value, weight)."""
+Made = Mapping[int, Contribution]
+"""By gate."""
 
 
 class Center:
@@ -67,31 +80,69 @@ class Center:
         enter: Callable[[int, int, int], None] = lambda replica, operator, step: None,
     ) -> None:
         self.loose = loose
-        self.rule = PromiseRule(
-            memory.words,
-            loose.plan.replicas,
-            tuple(g.spec for g in loose.gates),
-            loose.reads,
-            loose.queue,
-        )
+        specs = tuple(gate.spec for gate in loose.gates)
+        self.rule = PromiseRule(memory.words, loose.teams, specs, loose.tables, loose.queue)
         self._memory = memory
         self._layouts = layouts
-        self._checks = stops_on_nonfinite
         self._worker = worker
+        self._enter, self._by = enter, 0
+        self._index = {o.name: n for n, o in enumerate(loose.plan.steps)}
+        self._queues = Queues(memory, loose.queue, tuple(spec.name for spec in specs))
         self._views = {
             name: [layouts[name, -1].views(v, writeable=False) for v in versions]
             for name, versions in memory.tables.items()
         }
-        self._incoming = [
-            layout_of_port(loose.plan, layouts, g.operator.inputs[0]) for g in loose.gates
-        ]
-        self._sums = [_Sum(layout) for layout in self._incoming]
-        self._enter, self._by = enter, 0
-        self._index = {o.name: n for n, o in enumerate(loose.plan.steps)}
+        self._incoming = [self._layout_of_gate(gate) for gate in loose.gates]
+        self._sums = {n: self._sum(n, gate) for n, gate in enumerate(loose.gates) if _sums(gate)}
+        self._writers = {
+            operator.name: self._writer(operator, checks=stops_on_nonfinite)
+            for gate in loose.gates
+            for operator in (gate.operator, *gate.behind)
+            if operator.writes
+        }
+        self._backing = dict(self._flat_sums())
+        self._brought: tuple[int, int, Made] = -1, -1, {}
+        """(member, stamp, what it brings) while it is delivered: it need not wait in a queue."""
 
-    # -- the three events ------------------------------------------------------------------------
+    def _flat_sums(self) -> Iterator[tuple[tuple[str, int], Buffers]]:
+        """Yield for the writes of a sum its value's identity, and its buffers: it is not copied."""
+        for number, found in self._sums.items():
+            view, buffers = found.backing
+            for operator in self.loose.gates[number].behind:
+                layout = self._layouts.get((str(operator.writes), -1))
+                if view is not None and layout == self._incoming[number]:
+                    yield (operator.name, id(view)), buffers
 
-    def read(self, targets: Mapping[str, tuple[Array, ...]], known: dict[str, int]) -> int:
+    def _layout_of_gate(self, gate: Gate) -> Layout:
+        """Return the layout of what flows in; of one row where that is rows."""
+        ids = ids_of_gate(gate.operator)
+        if ids is None:
+            return layout_of_port(self.loose.plan, self._layouts, gate.operator.inputs[0])
+        spec = self._memory.specs[gate.spec.tables[0]]
+        return layout_of(np.zeros(spec.items, spec.dtype))
+
+    def _sum(self, number: int, gate: Gate) -> Sum:
+        action = gate.operator.action
+        assert isinstance(action, Aggregate)
+        return Sum(
+            action.reduction,
+            self.loose.plan.tree(gate.operator, 0),
+            self.loose.teams[gate.spec.team].members,
+            self._incoming[number],
+            rows=ids_of_gate(gate.operator) is not None,
+        )
+
+    def _writer(self, operator: PlanOperator, *, checks: bool) -> Writer:
+        table = str(operator.writes)
+        if table in self._memory.rows:
+            return RowWriter(operator, self._memory.rows[table], checks=checks)
+        rule = self._memory.rules.get(operator.name)
+        version = partial(self.rule.version, table)
+        return DenseWriter(self._memory.tables[table], version, rule, checks=checks)
+
+    # -- the events ------------------------------------------------------------------------------
+
+    def copy_tables(self, targets: Mapping[str, Buffers], known: dict[str, int]) -> int:
         """Copy the tables that have changed into a replica's own buffers.
 
         Parameters
@@ -103,51 +154,91 @@ class Center:
         Returns
         -------
         int
-            Number of the event.
+            Bytes that were copied.
         """
+        moved = 0
         for name, buffers in targets.items():
             version = self.rule.version(name)
             if known.get(name) != version:
                 for source, target in zip(self._buffers(name), buffers, strict=True):
                     target[...] = source
+                    moved += target.nbytes
                 known[name] = version
-        return self.rule.read()
+        return moved
 
-    def deliver(self, rank: int, made: Sequence[Contribution | None], staleness: int) -> int:
-        """Take in what a replica made in its step, and do what fires.
+    def rows_of(self, table: str, keys: Array) -> Array:
+        """Return a copy of rows of a table that is kept as rows, or of a dense one."""
+        store = self._memory.rows.get(table)
+        if store is not None:
+            return store.read(keys)
+        (leaf,) = self._layouts[table, -1].leaves
+        found: Array = self.table(table).reshape(leaf.shape[0], -1).take(keys, 0)
+        return found
+
+    def receive(self, operator: str, output: int, targets: Buffers) -> float | None:
+        """Copy what a gate came to last into a replica's own buffers.
+
+        Returns
+        -------
+        float or None
+            The examples that it stands for; None: it carries none.
+        """
+        table = self.loose.plan.operator(operator).writes
+        if table is not None:
+            for source, target in zip(self._buffers(table), targets, strict=True):
+                target[...] = source
+            return None
+        received = self._memory.answers[operator, output]
+        examples = received.header[0]
+        if examples != 0.0:
+            for source, target in zip(received.buffers, targets, strict=True):
+                target[...] = source
+        return None if math.isnan(examples) else examples
+
+    def deliver(self, team: int, member: int, made: Made, by: int, *, skips: bool = False) -> int:
+        """Take in what a member made in its step, and do what fires.
 
         Parameters
         ----------
-        made : sequence of (Value, weight) or None
-            For each gate; None where its edge has nothing in this step.
-        staleness : int
-            Steps that the reads behind it were late.
+        made : mapping of gate to Contribution
+            Without those whose edge has nothing in this step.
+        by : int
+            The replica that does it.
+        skips : bool
+            The member has moved over the step.
 
         Returns
         -------
         int
             Number of the event.
         """
-        stamp, self._by = self.rule.clock(rank), rank
-        for number, contribution in enumerate(made):
-            if contribution is not None:
-                self._put(number, rank, stamp, contribution, staleness)
-        event = self.rule.deliver(rank)
-        self._fire_all()
+        stamp, self._by = self.rule.teams[team].clock(member), by
+        late = {gate: self.rule.gates[gate].is_late(stamp) for gate in made}
+        self._brought = member, stamp, made
+        event = self.rule.deliver(team, member, skips=skips)
+        taken = self._fire_all()
+        self._brought = -1, -1, {}
+        for gate, given in made.items():
+            dropped = late[gate] and (skips or not self.rule.gates[gate].spec.carries)
+            if not dropped and (gate, member, stamp) not in taken:
+                self._queues.put(gate, member, stamp, given, late=late[gate])
         return event
 
-    def leave(self, rank: int) -> int:
-        """Let a replica be waited for no longer, and do what fires without it."""
-        self._by = rank
-        event = self.rule.leave(rank)
+    def leave(self, kind: str, member: int, by: int) -> int:
+        """Let a member be waited for no longer, and do what fires without it."""
+        self._by = by
+        event = self.rule.leave(kind, member)
         self._fire_all()
         return event
 
     # -- tables ----------------------------------------------------------------------------------
 
     def table(self, name: str) -> Pytree:
-        """Return a read-only view of a table as it is."""
-        return self._views[name][self.rule.version(name) % 2]
+        """Return a table as it is: a read-only view, or a copy of one that is kept as rows."""
+        store = self._memory.rows.get(name)
+        if store is None:
+            return self._views[name][self.rule.version(name) % 2]
+        return self._shaped(name, store.copy())
 
     def copy_of(self, name: str) -> Pytree:
         """Return a private copy of a table.
@@ -155,8 +246,12 @@ class Center:
         Notes
         -----
         Needs no lock, which a replica that is stuck may hold: the version that is read is written
-        again only after the next one has been counted, and then it is copied once more.
+        again only after the next one has been counted, and then it is copied once more. Rows that
+        a write has begun to change are taken as they were before.
         """
+        store = self._memory.rows.get(name)
+        if store is not None:
+            return self._shaped(name, store.copy())
         layout, version = self._layouts[name, -1], -1
         fresh = layout.allocate()
         while version != self.rule.version(name):
@@ -165,96 +260,72 @@ class Center:
                 target[...] = source
         return layout.views(fresh)
 
-    def _buffers(self, name: str, ahead: int = 0) -> tuple[Array, ...]:
-        return self._memory.tables[name][(self.rule.version(name) + ahead) % 2]
+    def _shaped(self, name: str, rows: KeyedRows) -> Pytree:
+        """Return rows as the table was declared: all of an array, or rows by key."""
+        spec = self._memory.specs[name]
+        shaped = rows.rows.reshape(len(rows), *spec.shape)
+        return shaped if spec.dense else KeyedRows(rows.keys, shaped, rows.initial)
 
-    # -- contributions ---------------------------------------------------------------------------
+    def _buffers(self, name: str) -> Buffers:
+        store = self._memory.rows.get(name)
+        if store is not None:
+            return (store.copy().rows.reshape(-1),)
+        return self._memory.tables[name][self.rule.version(name) % 2]
 
-    def _slot(self, gate: int, rank: int, stamp: int) -> Slot:
-        return self._memory.queues[gate, rank][stamp % self.loose.queue]
+    # -- what fires ------------------------------------------------------------------------------
 
-    def _put(
-        self, number: int, rank: int, stamp: int, contribution: Contribution, staleness: int
-    ) -> None:
-        value, weight = contribution
-        slot, layout = self._slot(number, rank, stamp), self._incoming[number]
-        slot.header[0] = (
-            0.0 if value.empty else np.nan if value.examples is None else value.examples
-        )
-        slot.header[1], slot.header[2] = weight, float(staleness)
-        if value.empty:
-            return
-        wrong = layout.mismatch(value.content)
-        if wrong is not None:
-            port = self.loose.gates[number].operator.inputs[0]
-            raise returned(
-                Spot(self.loose.plan.operator(port.source), rank, stamp, self._worker),
-                "its value must have the same structure, shapes and dtypes in every replica and "
-                "step",
-                wrong,
-                "Return arrays of one shape.",
-            )
-        layout.write(value.content, slot.buffers)
+    def _given(self, gate: int, member: int, stamp: int) -> Contribution:
+        who, when, made = self._brought
+        if (who, when) == (member, stamp) and gate in made:
+            return made[gate]
+        late = self.rule.gates[gate].is_late(stamp)
+        return self._queues.get(gate, member, stamp, late=late)
 
-    def _fire_all(self) -> None:
+    def _fire_all(self) -> set[tuple[int, int, int]]:
+        """Do what fires; return (gate, member, stamp) of all that was taken."""
+        taken = set()
         for firing in self.rule.firings():
             gate = self.loose.gates[firing.gate]
             (self._push if gate.spec.push else self._aggregate)(gate, firing)
+            taken |= {(firing.gate, member, stamp) for member, stamp in firing.taken}
+        return taken
 
     def _push(self, gate: Gate, firing: Firing) -> None:
         """Apply contributions one after another; what is read changes once, at the end."""
-        table, current = gate.spec.table, self._buffers(gate.spec.table)
-        new = self._buffers(table, 1)
-        applied, staleness = 0, 0
-        for rank, stamp in firing.taken:
-            slot = self._slot(firing.gate, rank, stamp)
-            examples = slot.header[0]
-            if examples == 0.0:
+        given: list[Update] = []
+        late = 0
+        for member, stamp in firing.taken:
+            found = self._given(firing.gate, member, stamp)
+            if found.empty:
                 continue
-            count = 0.0 if examples != examples else examples
-            late = int(slot.header[2])
-            self._enter(self._by, self._index[gate.operator.name], stamp)
-            at = At(stamp, self._updates(gate.operator) + applied, late, rank, count)
-            self._write(gate.operator, current, slot.buffers, at, new)
-            current, applied, staleness = new, applied + 1, max(staleness, late)
-        if applied:
-            self._finish(gate, firing, gate.operator, new, applied)
-            moved = Value(self.table(table), None)
-            self._behind(gate, firing, {(gate.operator.name, 0): moved}, staleness)
+            applied = self.rule.updates(gate.spec.tables[0]) + len(given)
+            at = At(stamp, applied, found.staleness, member, found.counted, found.read or None)
+            given.append((found.buffers, found.keys, at))
+            late = max(late, found.staleness)
+        if not given:
+            return
+        self._enter(self._by, self._index[gate.operator.name], firing.taken[-1][1])
+        self._write(gate, firing, gate.operator, given)
+        if gate.behind:
+            moved = Value(self.table(gate.spec.tables[0]), None)
+            self._behind(gate, firing, {(gate.operator.name, 0): moved}, late)
 
     def _aggregate(self, gate: Gate, firing: Firing) -> None:
         self._enter(self._by, self._index[gate.operator.name], firing.number)
-        slots = {(r, s): self._slot(firing.gate, r, s) for r, s in firing.taken}
-        action = gate.operator.action
-        assert isinstance(action, Aggregate)
-        present = {
-            key: slot
-            for key, slot in slots.items()
-            if slot.header[0] != 0.0 and slot.header[1] != 0.0
-        }
+        taken = {q: self._given(firing.gate, *q) for q in firing.taken}
+        present = {q: g for q, g in taken.items() if not g.empty and g.weight != 0.0}
         spot = partial(Spot, gate.operator, 0, firing.number, self._worker)
-        made: dict[tuple[str, int], Value] = {}
+        value = EMPTY
         if present:
-            number = _leaves(firing.taken, self._replicas)
-            tree = _tree(self.loose.plan.tree(gate.operator, 0), number, self._replicas)
-            buffers = {number[key]: slot.buffers for key, slot in present.items()}
-            weights = {number[key]: slot.header[1] for key, slot in present.items()}
-            out = call(spot, self._sums[firing.gate].take, action.reduction, tree, buffers, weights)
-            total = sum(slot.header[0] for slot in present.values())
-            made[gate.operator.name, 0] = Value(out, None if total != total else total)
-        else:
-            made[gate.operator.name, 0] = EMPTY
-        staleness = max((int(s.header[2]) for s in present.values()), default=0)
-        self._behind(gate, firing, made, staleness)
-
-    @property
-    def _replicas(self) -> int:
-        return self.loose.plan.replicas
-
-    # -- behind an aggregate, or a push ------------------------------------------------------------
+            out = call(spot, self._sums[firing.gate].take, firing.taken, present)
+            total = sum(given.examples for given in present.values())
+            value = Value(out, None if math.isnan(total) else total)
+        late = max((given.staleness for given in present.values()), default=0)
+        self._keep_answer(gate.operator, [value])
+        self._behind(gate, firing, {(gate.operator.name, 0): value}, late)
 
     def _behind(
-        self, gate: Gate, firing: Firing, made: dict[tuple[str, int], Value], staleness: int
+        self, gate: Gate, firing: Firing, made: dict[tuple[str, int], Value], late: int
     ) -> None:
         for operator in gate.behind:
             spot = partial(Spot, operator, 0, firing.number, self._worker)
@@ -264,7 +335,9 @@ class Center:
             ]
             self._enter(self._by, self._index[operator.name], firing.number)
             if isinstance(operator.action, Map):
-                for output, value in enumerate(_mapped(operator, values, spot)):
+                found = _mapped(operator, values, spot)
+                self._keep_answer(operator, found)
+                for output, value in enumerate(found):
                     made[operator.name, output] = value
             elif isinstance(operator.action, Until):
                 if not values[0].empty and is_true(
@@ -272,144 +345,105 @@ class Center:
                 ):
                     self.rule.request_stop(ended=True)
             else:
-                made[operator.name, 0] = self._written(gate, firing, operator, values[0], staleness)
+                self._written(gate, firing, operator, values[0], late)
+                made[operator.name, 0] = Value(self.table(str(operator.writes)), None)
+
+    def _keep_answer(self, operator: PlanOperator, values: Sequence[Value]) -> None:
+        """Keep what a gate came to for those who receive it."""
+        for output, value in enumerate(values):
+            received = self._memory.answers.get((operator.name, output))
+            if received is None:
+                continue
+            received.header[0] = 0.0
+            if not value.empty:
+                layout = self._layouts[operator.name, output]
+                spot = Spot(operator, 0, 0, self._worker)
+                _check(layout, value.content, spot, "what replicas receive must keep its structure")
+                layout.write(value.content, received.buffers)
+                received.header[0] = math.nan if value.examples is None else value.examples
 
     def _written(
-        self, gate: Gate, firing: Firing, operator: PlanOperator, value: Value, staleness: int
-    ) -> Value:
+        self, gate: Gate, firing: Firing, operator: PlanOperator, value: Value, late: int
+    ) -> None:
+        if value.empty:
+            return
         table = str(operator.writes)
-        if not value.empty:
-            layout = self._layouts[table, -1]
-            wrong = layout.mismatch(value.content)
-            if wrong is not None:
-                raise returned(
-                    Spot(operator, 0, firing.number, self._worker),
-                    f"what is written to table {table!r} must have its structure, shapes and "
-                    "dtypes",
-                    wrong,
-                    "Cast or reshape it before.",
-                )
-            new = self._buffers(table, 1)
-            applied = self._updates(operator)
-            at = At(firing.number, applied, staleness, 0, value.examples or 0.0)
-            self._write(operator, self._buffers(table), layout.flat(value.content), at, new)
-            self._finish(gate, firing, operator, new, 1)
-        return Value(self.table(table), None)
+        at = At(firing.number, self.rule.updates(table), late, 0, value.examples or 0.0)
+        if isinstance(value.content, KeyedRows):
+            given: Update = (value.content.rows,), value.content.keys, at
+        else:
+            given = self._flat(operator, firing, value.content), None, at
+        self._write(gate, firing, operator, [given])
 
-    def _updates(self, operator: PlanOperator) -> int:
-        return self.rule.updates(str(operator.writes))
+    def _flat(self, operator: PlanOperator, firing: Firing, content: Pytree) -> Buffers:
+        """Return the flat buffers of what is written."""
+        table = str(operator.writes)
+        layout = self._layouts[table, -1]
+        known = self._backing.get((operator.name, id(content)))
+        if known is not None:
+            return known
+        spot = Spot(operator, 0, firing.number, self._worker)
+        _check(layout, content, spot, f"what is written to table {table!r} must have its")
+        return layout.flat(content)
 
     def _write(
-        self,
-        operator: PlanOperator,
-        old: tuple[Array, ...],
-        update: tuple[Array, ...],
-        at: At,
-        new: tuple[Array, ...],
-    ) -> None:
-        if isinstance(operator.action, Assign):
-            for source, target in zip(update, new, strict=True):
-                target[...] = source
-            return
-        spot = partial(Spot, operator, at.writer, at.step, self._worker)
-        call(spot, self._memory.rules[operator.name].apply, old, update, at, new)
-
-    def _finish(
         self,
         gate: Gate,
         firing: Firing,
         operator: PlanOperator,
-        new: tuple[Array, ...],
-        updates: int,
+        given: Sequence[Update],
     ) -> None:
-        if self._checks and not all_finite(new):
-            raise self._not_finite(gate, firing, operator, new)
-        self.rule.commit(str(operator.writes), updates)
+        at = given[-1][2]
+        try:
+            with placed_errors(partial(Spot, operator, at.writer, at.step, self._worker)):
+                self._writers[operator.name].write(given)
+        except FlowmlError as error:
+            if isinstance(error.__cause__, NotFinite):
+                raise self._not_finite(gate, firing, operator, error.__cause__.buffers) from None
+            raise
+        self.rule.commit(str(operator.writes), len(given))
 
     def _not_finite(
-        self, gate: Gate, firing: Firing, operator: PlanOperator, new: tuple[Array, ...]
+        self, gate: Gate, firing: Firing, operator: PlanOperator, new: Buffers
     ) -> FlowmlError:
         """Return the error for a write that is not finite: it names who brought that, if anyone."""
         source = self.loose.plan.operator(gate.operator.inputs[0].source)
-        for rank, stamp in firing.taken:
-            slot = self._slot(firing.gate, rank, stamp)
-            if slot.header[0] != 0.0 and not all_finite(slot.buffers):
+        for member, stamp in firing.taken:
+            given = self._given(firing.gate, member, stamp)
+            if not given.empty and not all_finite([b.reshape(-1) for b in given.buffers]):
+                rank = self.loose.plan.ranks_of(source.scope, member)[0]
                 return diverged(
                     Spot(source, rank, stamp, self._worker),
                     "its value must be finite",
-                    nonfinite(self._incoming[firing.gate], slot.buffers),
+                    _nonfinite(self._incoming[firing.gate], given.buffers),
                 )
         table = str(operator.writes)
-        rank, stamp = firing.taken[-1]
+        member, stamp = firing.taken[-1]
+        rank = self.loose.plan.ranks_of(source.scope, member)[0]
+        layout = self._layouts.get((table, -1), self._incoming[firing.gate])
         return diverged(
             Spot(operator, rank, stamp, self._worker),
             f"what this write makes of table {table!r} must be finite",
-            nonfinite(self._layouts[table, -1], new),
+            _nonfinite(layout, new),
         )
 
 
-class _Sum:
-    """Buffers that a gate's sums are made in, again and again."""
-
-    def __init__(self, layout: Layout) -> None:
-        self._out = layout.allocate()
-        self._view = layout.views(self._out, writeable=False)
-
-    def take(
-        self,
-        reduction: Any,
-        tree: Tree,
-        buffers: Mapping[int, tuple[Array, ...]],
-        weights: Mapping[int, float],
-    ) -> Pytree:
-        """Return the reduction of some contributions, valid until the next call."""
-        for number, out in enumerate(self._out):
-            parts = {key: b[number] for key, b in buffers.items()}
-            reduce_slices(reduction, tree, parts, weights, out)
-        return self._view
+def _sums(gate: Gate) -> bool:
+    return isinstance(gate.operator.action, Aggregate)
 
 
-def _leaves(taken: Taken, replicas: int) -> dict[tuple[int, int], int]:
-    """Return the number of each contribution in a sum: its replica's, or a free one for a further.
-
-    Examples
-    --------
-    >>> _leaves(((0, 4), (1, 4), (1, 5)), 3)
-    {(0, 4): 0, (1, 4): 1, (1, 5): 4}
-    """
-    found: dict[tuple[int, int], int] = {}
-    following: dict[int, int] = {}
-    for rank, stamp in taken:
-        found[rank, stamp] = following.get(rank, rank)
-        following[rank] = found[rank, stamp] + replicas
-    return found
+def _check(layout: Layout, content: Pytree, spot: Spot, what: str) -> None:
+    wrong = layout.mismatch(content)
+    if wrong is not None:
+        raise returned(
+            spot, f"{what} structure, shapes and dtypes", wrong, "Cast or reshape it before."
+        )
 
 
-def _tree(tree: Tree, leaves: Mapping[tuple[int, int], int], replicas: int) -> Tree:
-    """Return the plan's tree over the replicas that contribute, several of one in their order.
-
-    Notes
-    -----
-    A replica that brings one contribution is a leaf, as in a synchronous sum; one that brings more
-    is the sum of them from the first to the last.
-    """
-    there = set(leaves.values())
-
-    def grown(node: Tree) -> Tree | None:
-        if isinstance(node, tuple):
-            left, right = grown(node[0]), grown(node[1])
-            return right if left is None else left if right is None else (left, right)
-        if node not in there:
-            return None
-        found: Tree = node
-        following = node + replicas
-        while following in there:
-            found, following = (found, following), following + replicas
-        return found
-
-    found = grown(tree)
-    assert found is not None  # a firing takes something
-    return found
+def _nonfinite(layout: Layout, buffers: Buffers) -> str:
+    if all(b.size == size for b, size in zip(buffers, layout.sizes, strict=True)):
+        return nonfinite(layout, buffers)
+    return f"{sum(int((~np.isfinite(b)).sum()) for b in buffers)} numbers of its rows that are not"
 
 
 def _mapped(operator: PlanOperator, values: list[Value], spot: Callable[[], Spot]) -> list[Value]:

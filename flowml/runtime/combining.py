@@ -23,6 +23,7 @@ from flowml.runtime.domain import (
 )
 from flowml.runtime.inputs import Pattern
 from flowml.runtime.rank import slice_of
+from flowml.runtime.ranktable import RankTable
 from flowml.runtime.straight_sum import StraightSum
 from flowml.runtime.values import EMPTY, Value
 from flowml.types import Array
@@ -101,6 +102,7 @@ def _local_member(pattern: Pattern, operator: PlanOperator, member: int) -> Memb
         writes = pattern.writes_before(writer, including=True)
         versions = rank.memory.table(str(writer.writes), member)
         mine = rank.tables[str(writer.writes)]
+        assert isinstance(mine, RankTable)
         return Member(
             member, None, lambda: versions[(mine.now + writes) % len(versions)], weight_of, counts
         )
@@ -121,6 +123,7 @@ def aggregate_body(pattern: Pattern, operator: PlanOperator) -> Act:
     combine = _combiner(pattern, operator, instance, layout, parts, buffers)
     slot, registers = rank.slots[operator.name, 0], rank.registers
     made = layout.views(buffers, writeable=False)
+    rank.backing[id(made)] = buffers
     number, enter = rank.index[operator.name], rank.enter
     leads = rank.domain.workers_of(rank.plan, operator.scope, instance)[0] == rank.number
 

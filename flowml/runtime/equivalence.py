@@ -20,8 +20,8 @@ from flowml.runtime.blas import blas_threads
 from flowml.runtime.feeding import OneBatch, loads, local_feed, open_stream
 from flowml.runtime.operations import SerialState
 from flowml.runtime.outcome import Order
+from flowml.runtime.private_rows import table_instance
 from flowml.runtime.serial import run_step
-from flowml.runtime.tablestate import make_instance
 from flowml.types import Array
 
 TOLERANCES = {2: 3e-2, 4: 1e-3, 8: 1e-9}
@@ -110,7 +110,7 @@ def _stepped(plan: Plan, batches: Mapping[str, list[OneBatch]], seed: int) -> tu
     """Return the global tables before and after a step in which every edge delivers."""
     plan = plan.every_step()
     tables = {
-        t.name: [make_instance(plan, t, i, seed) for i in range(plan.instances(t.scope))]
+        t.name: [table_instance(plan, t, i, seed) for i in range(plan.instances(t.scope))]
         for t in plan.tables
     }
     streams: dict[str, Any] = dict(batches)

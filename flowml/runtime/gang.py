@@ -156,7 +156,7 @@ class Gang:
         spec = self.spec
         domain = spec.domain_of(self.worker)
         board_bytes = Board.nbytes(spec.plan.replicas, len(spec.roster.workers))
-        nbytes = max(spec.shared_bytes(domain), 64)
+        nbytes, reserved = spec.shared_bytes(domain)
         if len(self._workers) > 1 and listener is not None:
             members = {spec.member(w): spec.addresses[w] for w in self._workers}
             self._link = HostLink.join(
@@ -167,11 +167,12 @@ class Gang:
                 spec.roster.incarnation,
                 nbytes,
                 spec.order.deadline_seconds,
+                reserved,
             )
             self._link.on_silence = self._host_silence
             self._segment = self._link.segment
         else:
-            self._segment = Segment.local(nbytes)
+            self._segment = Segment.local(nbytes, reserved)
         block = self._segment.view(0, (nbytes,), np.uint8)
         board = Board(block[:board_bytes], spec.plan.replicas, len(spec.roster.workers))
         self._take_places(block, board)

@@ -117,6 +117,7 @@ class HostLink:
         incarnation: int,
         nbytes: int,
         deadline_seconds: float,
+        reserved: int | None = None,
     ) -> HostLink:
         """Meet the other members and share a segment of ``nbytes`` bytes with them.
 
@@ -132,6 +133,8 @@ class HostLink:
             Equal at all members.
         deadline_seconds : float
             For all of it.
+        reserved : int, optional
+            Bytes that are there from the start; all of them when left out.
 
         Raises
         ------
@@ -146,7 +149,7 @@ class HostLink:
         """
         state = SuperstepBarrier(me, members, run, incarnation)
         mine = Hello(run, incarnation, nbytes, me)
-        connections, segment = Meeting(listener, mine, members, deadline_seconds).run()
+        connections, segment = Meeting(listener, mine, members, deadline_seconds, reserved).run()
         return cls(state, connections, segment)
 
     def barrier(self, stop: bool = False, flip: int = 0) -> Verdict:

@@ -42,6 +42,8 @@ class Meeting:
         Address of every member, this one included.
     deadline_seconds : float
         For all of it.
+    reserved : int, optional
+        Bytes of the segment that are there from the start; all of them when left out.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class Meeting:
         mine: Hello,
         members: Mapping[int, str],
         deadline_seconds: float,
+        reserved: int | None = None,
     ) -> None:
         self.mine = mine
+        self._reserved = reserved
         self._listener = listener
         self._members = members
         self._seconds = deadline_seconds
@@ -135,8 +139,8 @@ class Meeting:
     def _share(self) -> Segment:
         try:
             if not self._sockets:
-                return Segment.local(self.mine.nbytes)
-            segment = Segment.create(self.mine.nbytes)
+                return Segment.local(self.mine.nbytes, self._reserved)
+            segment = Segment.create(self.mine.nbytes, self._reserved)
         except BaseException:
             self._give_up()
             raise

@@ -8,7 +8,7 @@ is the replay of such a run.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,9 +19,10 @@ from flowml.events import Evaluated
 from flowml.plan import Plan
 from flowml.protocol.promise_rule import ENDED, NO_STOP
 from flowml.runtime.blas import blas_threads
-from flowml.runtime.center import Center, Contribution
+from flowml.runtime.center import Center
 from flowml.runtime.center_memory import CenterMemory
-from flowml.runtime.domain import Layouts
+from flowml.runtime.cursor import EVENTS, Act, Cursor
+from flowml.runtime.domain import Domain, DomainMemory, Layouts, map_memory
 from flowml.runtime.evaluation import evaluate_source
 from flowml.runtime.feeding import (
     Feed,
@@ -32,7 +33,7 @@ from flowml.runtime.feeding import (
     total_steps,
 )
 from flowml.runtime.loose_plan import split
-from flowml.runtime.loose_rank import DELIVER, EVENT, LEAVE, READ, LooseRank
+from flowml.runtime.loose_rank import EVENT, LEAVE, SKIP, LooseRank, Row
 from flowml.runtime.outcome import (
     HistoryBuilder,
     Order,
@@ -52,13 +53,9 @@ class Interleaved:
     plan: Plan
     order: Order
     center: Center
-    ranks: list[LooseRank]
+    cursors: list[Cursor]
     feeds: list[Feed]
-    events: list[tuple[int, int, int, int, int, int, float, int]] = field(default_factory=list)
-    made: dict[int, tuple[list[Contribution | None], float]] = field(default_factory=dict)
-    """What a replica has computed and not delivered, and the seconds that it took."""
-    rows: list[list[tuple[float, float, int]]] = field(default_factory=list)
-    """For each replica and step: loss, seconds, staleness."""
+    events: list[Row] = field(default_factory=list)
 
     @classmethod
     def start(cls, plan: Plan, order: Order, layouts: Layouts) -> Interleaved:
@@ -68,60 +65,43 @@ class Interleaved:
         center = Center(loose, layouts, memory, order.on_nonfinite == "stop")
         center.rule.begin()
         found = [local_feed(o, plan.replicas, order.seed) for o in loads(plan)]
-        ranks = [
-            LooseRank.make(
-                loose,
-                rank,
-                layouts,
-                order,
-                {f.name: open_stream(f, rank, parts[rank], prefetch=False) for f, parts in found},
+        domain = Domain(0, (tuple(range(plan.replicas)),))
+        shared = group_memory(loose.local, layouts, domain)
+        cursors = [
+            Cursor(
+                LooseRank.make(
+                    loose,
+                    rank,
+                    layouts,
+                    order,
+                    {
+                        f.name: open_stream(f, rank, parts[rank], prefetch=False)
+                        for f, parts in found
+                    },
+                    memory.specs,
+                    domain,
+                    shared,
+                ),
+                center,
             )
             for rank in range(plan.replicas)
         ]
-        return cls(plan, order, center, ranks, [f for f, _ in found], rows=[[] for _ in ranks])
+        for cursor in cursors:
+            cursor.peers = [cursors[r] for r in plan.groups[plan.group_of[cursor.number]]]
+        return cls(plan, order, center, cursors, [f for f, _ in found])
 
     def close(self) -> None:
         """Let go of the data."""
-        for rank in self.ranks:
-            for stream in rank.rank.streams.values():
+        for cursor in self.cursors:
+            for stream in cursor.rank.rank.streams.values():
                 stream.close()
 
-    # -- events ------------------------------------------------------------------------------
+    @property
+    def steps(self) -> int:
+        """Steps that all replicas have made."""
+        return min(cursor.step for cursor in self.cursors)
 
-    def read(self, number: int) -> None:
-        """Let a replica read for its next step."""
-        rank, rule = self.ranks[number], self.center.rule
-        event = rank.read(self.center)
-        clock, version = rule.clock(number), max(rank.known.values(), default=0)
-        self.events.append((event, READ, number, clock, version, rank.staleness, 0.0, rank.moved))
-
-    def step(self, number: int) -> None:
-        """Let a replica compute and deliver the step that it has read for."""
-        self.compute(number)
-        self.deliver(number)
-
-    def compute(self, number: int) -> int:
-        """Let a replica compute the step that it has read for; return the bytes that it sends."""
-        rank, began = self.ranks[number], time.perf_counter()
-        made = rank.compute(self.center.rule.clock(number))
-        self.made[number] = made, time.perf_counter() - began
-        return rank.moved
-
-    def deliver(self, number: int) -> None:
-        """Let what a replica has computed arrive."""
-        rank, rule = self.ranks[number], self.center.rule
-        made, seconds = self.made.pop(number)
-        clock = rule.clock(number)
-        event = self.center.deliver(number, made, rank.staleness)
-        if rank.rank.ended:
-            rule.request_stop(ended=True)
-        self.rows[number].append((rank.rank.loss, seconds, rank.staleness))
-        self.events.append((event, DELIVER, number, clock, 0, rank.staleness, 0.0, rank.moved))
-
-    def leave(self, number: int) -> None:
-        """Let a replica be waited for no longer."""
-        clock = self.center.rule.clock(number)
-        self.events.append((self.center.leave(number), LEAVE, number, clock, 0, 0, 0.0, 0))
+    # -- going on ----------------------------------------------------------------------------
 
     def turns(self, until: int, last: int) -> None:
         """Let all replicas go on to a clock, in turns, as far as promises allow.
@@ -131,42 +111,93 @@ class Interleaved:
         StalledError
             If nobody may go on: a fault of the rule.
         """
-        rule = self.center.rule
-        while rule.stop == NO_STOP:
-            waiting = [r for r in range(self.plan.replicas) if rule.clock(r) < until]
-            moved = False
-            for number in waiting:
-                if rule.missing(number) is None and rule.room(number) is None:
-                    self.read(number)
-                    self.step(number)
-                    moved = True
-                    if rule.clock(number) == last:
-                        self.leave(number)
+        while True:
+            waiting = [c for c in self.cursors if c.step < until and not self._stops(c)]
             if not waiting:
                 return
-            if not moved:
+            moved = [self._turn(cursor, last) for cursor in waiting]
+            if not any(moved):
+                if self.center.rule.stop != NO_STOP:
+                    return
                 raise self._stuck(waiting)
 
-    def _stuck(self, waiting: list[int]) -> StalledError:
-        rule = self.center.rule
-        missing = rule.missing(waiting[0]) or rule.room(waiting[0])
+    def _stops(self, cursor: Cursor) -> bool:
+        """Tell whether a replica begins no further step."""
+        return self.center.rule.stop != NO_STOP and cursor.act is Act.BEGIN
+
+    def _turn(self, cursor: Cursor, last: int) -> bool:
+        """Let a replica go on to the end of its step, or to where it must wait."""
+        step, moved = cursor.step, False
+        while cursor.step == step and not self._stops(cursor):
+            if cursor.behind():
+                self.events += cursor.skip()
+            elif cursor.blocked() is not None:
+                return moved
+            else:
+                self.events += cursor.go()
+            moved = True
+        if cursor.step == last != step:
+            self.leave(cursor)
+        return moved
+
+    def leave(self, cursor: Cursor) -> None:
+        """Let a replica be waited for no longer."""
+        self.events += cursor.rank.leave(self.center, cursor.step)
+
+    def _stuck(self, waiting: list[Cursor]) -> StalledError:
+        first = waiting[0]
+        missing = first.blocked()
         edge = missing.edge if missing else ""
         return StalledError(
             f"edge {edge}",
-            f"some replica must be able to go on; replica {waiting[0]} waits in step "
-            f"{rule.clock(waiting[0])}",
+            f"some replica must be able to go on; replica {first.number} waits in step "
+            f"{first.step}",
             str(missing),
             "This is a fault in flowml.",
             edge=edge,
-            waiting_for=str(missing.replicas if missing else ()),
+            waiting_for=str(missing.members if missing else ()),
             since_seconds=0.0,
         )
 
-    def replay(self, record: Iterable[tuple[int, int]]) -> None:
-        """Do the events of a record: (kind, replica), in order."""
-        act = {READ: self.read, DELIVER: self.step, LEAVE: self.leave}
-        for kind, number in record:
-            act[int(kind)](int(number))
+    def replay(self, record: Array) -> None:
+        """Do the events of a record, in order."""
+        _, first = np.unique(record["event"], return_index=True)
+        for kind, number in zip(
+            record["kind"][first].tolist(), record["replica"][first].tolist(), strict=True
+        ):
+            cursor = self.cursors[number]
+            if kind == LEAVE:
+                self._finish_step(cursor)
+                self.leave(cursor)
+            elif kind == SKIP:
+                self.events += cursor.skip()
+            else:
+                self._until_event(cursor)
+        for cursor in self.cursors:
+            self._finish_step(cursor)
+
+    def _finish_step(self, cursor: Cursor) -> None:
+        """Do what is left of a step behind its last event, if it has had that."""
+        while cursor.act is not Act.BEGIN and cursor.act not in EVENTS:
+            if cursor.act is Act.MEET:
+                self._bring_peers(cursor)
+                if cursor.blocked() is not None:
+                    return
+            cursor.go()
+
+    def _until_event(self, cursor: Cursor) -> None:
+        """Do what a replica does up to its next event, and that."""
+        while cursor.act not in EVENTS:
+            if cursor.act is Act.MEET:
+                self._bring_peers(cursor)
+            cursor.go()
+        self.events += cursor.go()
+
+    def _bring_peers(self, cursor: Cursor) -> None:
+        """Let the others of a group come to where it meets: they have read what they need."""
+        for peer in cursor.peers:
+            while peer.met < cursor.met and peer.act not in EVENTS:
+                peer.go()
 
     # -- what it leaves ----------------------------------------------------------------------
 
@@ -176,7 +207,12 @@ class Interleaved:
             t.name: (
                 [self.center.copy_of(t.name)]
                 if t.scope == GLOBAL
-                else [rank.rank.tables[t.name].copy() for rank in self.ranks]
+                else [
+                    self.cursors[ranks[0]].rank.rank.tables[t.name].copy()
+                    for ranks in (
+                        self.plan.ranks_of(t.scope, i) for i in range(self.plan.instances(t.scope))
+                    )
+                ]
             )
             for t in self.plan.tables
         }
@@ -184,15 +220,23 @@ class Interleaved:
     def history(self) -> dict[str, Array]:
         """Return what each replica did in each step."""
         builder = HistoryBuilder()
-        for number, rows in enumerate(self.rows):
-            loss, seconds, staleness = np.array(rows, np.float64).reshape(-1, 3).T
-            steps = range(len(rows))
-            builder.add(history_block(steps, number, loss, seconds, np.zeros(len(rows)), staleness))
+        for cursor in self.cursors:
+            steps, loss, seconds, staleness = np.array(cursor.rows, np.float64).reshape(-1, 4).T
+            waits = np.zeros(len(steps))
+            builder.add(
+                history_block(steps.astype(int), cursor.number, loss, seconds, waits, staleness)
+            )
         return builder.columns()
 
     def record(self) -> Array:
         """Return the events in their order."""
         return np.array(self.events, EVENT)
+
+
+def group_memory(local: Plan, layouts: Layouts, domain: Domain) -> DomainMemory:
+    """Return memory of this process for what the replicas of a group read of each other."""
+    found = map_memory(local, layouts, domain)
+    return DomainMemory(found, np.zeros(found.nbytes, np.uint8))
 
 
 def run_interleaved(
@@ -226,12 +270,12 @@ def _loop(state: Interleaved, should_stop: Callable[[], bool]) -> Outcome:
         except FlowmlError as error:
             outcome.error, outcome.status = error, "failed"
             break
-        step = min(map(rule.clock, range(plan.replicas)))
+        step = state.steps
         late = order.max_seconds is not None and time.monotonic() - began >= order.max_seconds
         if rule.stop == ENDED or late or should_stop():
             outcome.status = "until" if rule.stop == ENDED else "stopped"
         _after(state, outcome, step, epoch, ends=step == last or outcome.status != "done")
-    outcome.steps = min(map(rule.clock, range(plan.replicas)))
+    outcome.steps = state.steps
     outcome.tables, outcome.history = state.tables(), state.history()
     if order.record:
         outcome.record, outcome.order = state.record(), order
@@ -255,9 +299,8 @@ def replay(plan: Plan, order: Order, layouts: Layouts, record: Array) -> Outcome
     with blas_threads(plan.blas_threads):
         state = Interleaved.start(plan, order, layouts)
         try:
-            ordered = record[np.argsort(record["event"])]
-            state.replay(zip(ordered["kind"].tolist(), ordered["replica"].tolist(), strict=True))
-            outcome = Outcome(plan, steps=int(record["clock"].max(initial=-1)) + 1)
+            state.replay(record)
+            outcome = Outcome(plan, steps=state.steps)
             outcome.tables, outcome.history = state.tables(), state.history()
             outcome.record, outcome.order = state.record(), order
             return outcome

@@ -10,16 +10,17 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from flowml.actions import REPLICA
+from flowml.actions import GLOBAL, REPLICA
 from flowml.errors import FlowmlError
-from flowml.protocol.promise_rule import Missing
+from flowml.protocol.promise_specs import Missing
 from flowml.runtime.board import Board
 from flowml.runtime.center import Center
-from flowml.runtime.center_memory import CenterMemory
 from flowml.runtime.feeding import total_steps
 from flowml.runtime.gang import Committed, Gang
+from flowml.runtime.group_meeting import NO_TEAM, GroupMeeting
 from flowml.runtime.host_lock import HostLock
 from flowml.runtime.loose_loop import LooseLoop
+from flowml.runtime.loose_memory import LooseMemory
 from flowml.runtime.loose_rank import LooseRank
 from flowml.runtime.program import WindowRecord
 from flowml.runtime.watch import WAITING
@@ -39,18 +40,20 @@ class LooseGang(Gang):
         spec, loose = self.spec, self.spec.loose
         assert loose is not None
         assert self._segment is not None
-        reserved = Board.nbytes(spec.plan.replicas, len(spec.roster.workers))
-        memory = CenterMemory.over(loose, spec.layouts, spec.order.seed, block[reserved:])
+        domain, seed = spec.domain_of(self.worker), spec.order.seed
+        cut = LooseMemory.of(loose, spec.layouts, seed, domain, len(spec.roster.workers))
+        memory = cut.center_memory(loose, spec.layouts, seed, block, self._segment.reserve)
         stops = spec.order.on_nonfinite == "stop"
         center = Center(loose, spec.layouts, memory, stops, self.worker, board.enter)
         if self._leads:
-            memory.fill(loose, spec.layouts, spec.order.seed)
+            memory.fill(loose, spec.layouts, seed)
             center.rule.begin()
         self._all_see()
         self._center = center
         lock = self._lock = HostLock(None if self._link is None else self._segment.fd)
         lock.on_silence = self._locked
-        last = total_steps(list(spec.feeds.values()), spec.order.steps, spec.order.epochs)
+        counts = cut.meetings(block, spec.plan.replicas)
+        groups = cut.domain_memory(block)
         loops = []
         for number in self.ranks:
             replica = LooseRank.make(
@@ -59,22 +62,29 @@ class LooseGang(Gang):
                 spec.layouts,
                 spec.order,
                 self._streams(number),
+                memory.specs,
+                domain,
+                groups,
                 self.worker,
                 board.pen(number, self._gone),
             )
             self._states.append(replica.rank)
-            loops.append(
-                LooseLoop(
-                    replica,
-                    center,
-                    lock,
-                    last,
-                    self._stop.is_set,
-                    partial(self._missing, number),
-                    spec.order.record,
-                )
-            )
+            loops.append(self._loop(replica, center, lock, counts))
         self._loops = tuple(loops)
+
+    def _loop(self, replica: LooseRank, center: Center, lock: HostLock, counts: Array) -> LooseLoop:
+        spec, number = self.spec, replica.number
+        ranks = spec.plan.groups[spec.plan.group_of[number]]
+        return LooseLoop(
+            replica,
+            center,
+            lock,
+            total_steps(list(spec.feeds.values()), spec.order.steps, spec.order.epochs),
+            self._stop.is_set,
+            partial(self._missing, number),
+            GroupMeeting(counts, number, ranks, lock),
+            spec.order.record,
+        )
 
     def _run_ranks(self, start: int, stop: int, snapshot: bool) -> list[WindowRecord]:
         parties = range(len(self.ranks))
@@ -100,12 +110,19 @@ class LooseGang(Gang):
         """Look after those that a replica waits for; leave if the run is over."""
         if self._gone:
             raise self._gone[0]
-        for replica in missing.replicas:
-            worker = next(w for w in self._workers if replica in self.spec.roster.ranks(w))
+        for worker in self._awaited(missing):
             try:
                 self._check_silence(worker, waited)
             except FlowmlError as error:
                 raise _waiting(error, number, missing) from error
+
+    def _awaited(self, missing: Missing) -> list[str]:
+        """Return the workers of those who are missing."""
+        plan, loose = self.spec.plan, self.spec.loose
+        assert loose is not None
+        kind = REPLICA if missing.team == NO_TEAM else loose.teams[missing.team].kind
+        ranks = {rank for member in missing.members for rank in plan.ranks_of(kind, member)}
+        return [w for w in self._workers if ranks.intersection(self.spec.roster.ranks(w))]
 
     def _locked(self, waited: float) -> None:
         """Look after all who may hold the lock; leave if the run is over."""
@@ -136,11 +153,13 @@ class LooseGang(Gang):
         assert self._center is not None
         found: dict[tuple[str, int], Pytree] = {}
         for table in self.spec.plan.tables:
-            if table.scope == REPLICA:
-                for rank in self._states:
-                    found[table.name, rank.number] = rank.tables[table.name].copy()
-            else:
+            if table.scope == GLOBAL:
                 found[table.name, 0] = self._center.copy_of(table.name)
+                continue
+            for rank in self._states:
+                instance = rank.instance(table.scope)
+                if (table.name, instance) not in found:
+                    found[table.name, instance] = rank.tables[table.name].copy()
         return found
 
     def committed(self) -> Committed:
@@ -148,7 +167,7 @@ class LooseGang(Gang):
         if self._center is None:
             return {}
         rule = self._center.rule
-        return {min(map(rule.clock, range(self.spec.plan.replicas))): self._values()}
+        return {min(int(team.clocks.min()) for team in rule.teams): self._values()}
 
     def _release(self) -> None:
         super()._release()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter, sleep
 
 import numpy as np
 
-from flowml.protocol.promise_rule import NO_STOP, Missing
-from flowml.runtime.center import Center, Contribution
+from flowml.protocol.promise_rule import NO_STOP
+from flowml.protocol.promise_specs import Missing
+from flowml.runtime.center import Center
+from flowml.runtime.group_meeting import GroupMeeting
 from flowml.runtime.host_lock import HostLock
-from flowml.runtime.loose_rank import DELIVER, EVENT, LEAVE, READ, LooseRank
+from flowml.runtime.loose_plan import Turn
+from flowml.runtime.loose_rank import EVENT, LooseRank, Row
 from flowml.runtime.outcome import history_block
 from flowml.runtime.program import WindowRecord
 from flowml.runtime.watch import WAITING
@@ -23,6 +27,10 @@ SLICE_SECONDS = 0.25
 
 Silence = Callable[[Missing, float], None]
 """Called every quarter of a second of a wait with what is missing and the seconds waited."""
+
+
+class StoppedInStep(Exception):
+    """Somebody asked to stop, and what this replica waits for will not come."""
 
 
 class LooseLoop:
@@ -40,6 +48,8 @@ class LooseLoop:
         Asked before each step.
     on_silence : callable
         It may raise.
+    meeting : GroupMeeting
+        With the other replicas of its group.
     records : bool
     """
 
@@ -51,92 +61,167 @@ class LooseLoop:
         last: int,
         stop_requested: Callable[[], bool],
         on_silence: Silence,
+        meeting: GroupMeeting,
         records: bool,
     ) -> None:
         self.replica = replica
+        self.clock = 0
         self._center = center
         self._lock = lock
         self._last = last
         self._stop_requested = stop_requested
         self._on_silence = on_silence
+        self._meeting = meeting
         self._records = records
-        self._events: list[tuple[int, int, int, int, int, int, float, int]] = []
+        self._events: list[Row] = []
+        self._waited = 0.0
 
     def run_window(self, start: int, stop: int) -> WindowRecord:
-        """Run the steps from ``start`` up to ``stop``, or until somebody asks to stop."""
+        """Run the steps up to ``stop``, or until somebody asks to stop.
+
+        Notes
+        -----
+        A replica that has missed quorums may be past ``start``, or past ``stop``, already.
+        """
         replica, rule = self.replica, self._center.rule
-        rows: list[tuple[float, float, float, int]] = []
+        rows: list[tuple[int, float, float, float, int]] = []
         stopped = False
-        while start + len(rows) < stop and not stopped:
-            step, began = start + len(rows), perf_counter()
+        while self.clock < stop and not stopped:
+            step, began, self._waited = self.clock, perf_counter(), 0.0
             replica.rank.enter(WAITING, step)
             if self._stop_requested():
                 rule.request_stop(ended=False)
-            # Room before the step, which nobody but this replica fills: what is computed is also
-            # delivered, and a replica that is stopped while it waits has not moved.
-            room = self._may(rule.room)
-            waited = None if room is None else self._may(rule.missing)
-            if room is None or waited is None:
+            try:
+                made = self._step(step)
+            except StoppedInStep:
                 stopped = True
                 break
-            waited += room
-            self._read(step, waited)
-            made = replica.compute(step)
+            if made:
+                seconds = perf_counter() - began
+                rows.append((step, replica.rank.loss, seconds, self._waited, replica.staleness))
+        return self._window(rows, stopped)
+
+    def _step(self, step: int) -> bool:
+        """Make a step, or move over those whose quorum went on; return whether one was made."""
+        replica, turns = self.replica, self.replica.loose.turns
+        self._make_room()
+        replica.begin(step)
+        for number, turn in enumerate(turns):
+            if not self._read(step, turn.reads, first=number == 0):
+                return False
+            self._deliver(step, turn)
+            self._read(step, turn.answers, first=False)
+            if number + 1 < len(turns) and replica.compute(step, number):
+                replica.rank.enter(WAITING, step)
+                self._meeting.meet(step, partial(self._may, stops=False))
+        replica.commit(step)
+        if replica.rank.ended:
+            self._center.rule.request_stop(ended=True)
+        self._finish(step + 1)
+        return True
+
+    def _finish(self, clock: int) -> None:
+        self.clock = clock
+        if clock == self._last:
+            with self._lock:
+                self._note(self.replica.leave(self._center, clock), 0.0)
+
+    def _make_room(self) -> None:
+        """Wait, before the step, for room that nobody but this replica fills.
+
+        Notes
+        -----
+        So what is computed is also delivered, and a replica that is stopped while it waits has
+        not moved.
+        """
+        rule = self._center.rule
+        for team, member in self.replica.members.items():
+            self._may(partial(rule.room, team, member), stops=True)
+
+    def _read(self, step: int, numbers: tuple[int, ...], *, first: bool) -> bool:
+        """Make the reads that are due, once they may be; return False if steps were moved over."""
+        replica, center = self.replica, self._center
+        due = replica.due(step, numbers)
+        specs = [pull.spec for _, pull in due]
+        look = partial(center.rule.missing, specs, step)
+        waited = self._may(look, stops=first) if due else 0.0
+        if first and self._move_on(step):
+            return False
+        if due:
             replica.rank.enter(WAITING, step)  # for the lock: who holds it says what it does
-            self._deliver(step, made)
-            rows.append((replica.rank.loss, perf_counter() - began, waited, replica.staleness))
-        return self._window(start, rows, stopped)
+            with self._lock:
+                rows = replica.take(center, step, due)
+            self._note(rows, waited)
+        return True
+
+    def _move_on(self, step: int) -> bool:
+        """Move over the steps whose quorum this replica has missed, if there are any."""
+        replica, center = self.replica, self._center
+        if not center.rule.behind(replica.number):
+            return False
+        clock = step
+        with self._lock:
+            # For the first one there is room: it was waited for when the step began.
+            while clock < self._last and center.rule.behind(replica.number) and self._has_room():
+                self._note(replica.skip(center, clock), 0.0)
+                clock += 1
+        self._finish(clock)
+        return True
+
+    def _has_room(self) -> bool:
+        rule, members = self._center.rule, self.replica.members.items()
+        return all(rule.room(team, member) is None for team, member in members)
+
+    def _deliver(self, step: int, turn: Turn) -> None:
+        replica = self.replica
+        for team in turn.teams:
+            if team in replica.members:
+                made = replica.give(step, team)
+                replica.rank.enter(WAITING, step)
+                with self._lock:
+                    rows = replica.deliver(self._center, step, team, made)
+                self._note(rows, 0.0)
+
+    def _note(self, rows: list[Row], waited: float) -> None:
+        if self._records:
+            self._events += [(*row[:4], waited, *row[5:]) for row in rows]
 
     def _window(
-        self, start: int, rows: list[tuple[float, float, float, int]], stopped: bool
+        self, rows: list[tuple[int, float, float, float, int]], stopped: bool
     ) -> WindowRecord:
-        loss, seconds, waits, staleness = np.array(rows, np.float64).reshape(-1, 4).T
-        steps = range(start, start + len(rows))
-        history = history_block(steps, self.replica.number, loss, seconds, waits, staleness)
+        steps, loss, seconds, waits, staleness = np.array(rows, np.float64).reshape(-1, 5).T
+        history = history_block(
+            steps.astype(np.int64), self.replica.number, loss, seconds, waits, staleness
+        )
         events = np.array(self._events, EVENT) if self._records else None
         self._events.clear()
-        return WindowRecord(
-            start + len(rows), stopped, self._center.rule.has_ended, history, events
-        )
+        return WindowRecord(self.clock, stopped, self._center.rule.has_ended, history, events)
 
-    def _read(self, step: int, waited: float) -> None:
-        replica = self.replica
-        with self._lock:
-            event = replica.read(self._center)
-        version = max(replica.known.values(), default=0)
-        self._note(event, READ, step, version, replica.staleness, waited)
+    def _may(self, look: Callable[[], Missing | None], *, stops: bool) -> float:
+        """Wait until a look finds nothing missing; return the seconds.
 
-    def _deliver(self, step: int, made: list[Contribution | None]) -> None:
-        replica, rule = self.replica, self._center.rule
-        with self._lock:
-            event = self._center.deliver(replica.number, made, replica.staleness)
-            gone = self._center.leave(replica.number) if step + 1 == self._last else None
-        replica.rank.committed = step + 1
-        if replica.rank.ended:
-            rule.request_stop(ended=True)
-        self._note(event, DELIVER, step, 0, replica.staleness, 0.0)
-        if gone is not None:
-            self._note(gone, LEAVE, step + 1, 0, 0, 0.0)
+        Parameters
+        ----------
+        stops : bool
+            A request to stop counts also where nothing is missing: before a step has begun.
 
-    def _note(
-        self, event: int, kind: int, clock: int, version: int, staleness: int, waited: float
-    ) -> None:
-        if self._records:
-            number, moved = self.replica.number, 0 if kind == LEAVE else self.replica.moved
-            self._events.append((event, kind, number, clock, version, staleness, waited, moved))
-
-    def _may(self, look: Callable[[int], Missing | None]) -> float | None:
-        """Wait until a look finds nothing missing; return the seconds, or None after a stop."""
-        number, rule = self.replica.number, self._center.rule
-        began = perf_counter()
+        Raises
+        ------
+        StoppedInStep
+            Somebody has asked to stop.
+        """
+        rule, began = self._center.rule, perf_counter()
         spun, told, pause = began + SPIN_SECONDS, began + SLICE_SECONDS, SHORTEST_SLEEP
         while True:
-            if rule.stop != NO_STOP:
-                return None
-            missing = look(number)
-            now = perf_counter()
+            asked = rule.stop != NO_STOP
+            if asked and stops:
+                raise StoppedInStep
+            missing, now = look(), perf_counter()
             if missing is None:
+                self._waited += now - began
                 return now - began
+            if asked:
+                raise StoppedInStep
             if now > told:
                 self._on_silence(missing, now - began)
                 told = now + SLICE_SECONDS

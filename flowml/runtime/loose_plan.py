@@ -1,8 +1,12 @@
-"""A plan with stale or async edges, in two parts: what each replica does, and what all share.
+"""A plan whose values pass gates, in two parts: what each replica does, and what all share.
 
-A replica computes from private copies of the tables, at its own pace. Where its values flow into
-something global (an aggregate, or a table that it pushes to) stands a *gate*; what the gate's
-firing leads to, up to the write of a table, is done at once by whoever made it fire.
+A replica computes from private copies of what it reads, at its own pace. Where its values, or those
+of its group, flow into something global (an aggregate, or a table that is pushed to) stands a
+*gate*; what the gate's firing leads to, up to the write of a table, is done at once by whoever made
+it fire.
+
+A step is cut in phases, as in a synchronous plan, and between two phases is a *turn*: there a
+replica reads what all share, delivers what it has made, and receives what that came to.
 """
 
 from __future__ import annotations
@@ -10,10 +14,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from flowml.actions import GLOBAL, REPLICA, Aggregate
+from flowml.actions import GLOBAL, REPLICA, Aggregate, Answer, LookUp, Update
+from flowml.codecs.contract import Codec
 from flowml.freshness import loosest
-from flowml.plan import Plan, PlanOperator
-from flowml.protocol.promise_rule import GateSpec, ReadSpec
+from flowml.plan import Plan, PlanOperator, PlanPort, PlanTable
+from flowml.protocol.promise_specs import GateSpec, ReadSpec, TeamSpec
+from flowml.runtime.row_tables import is_row_table
 
 QUEUE_STEPS = 16
 """Steps of one replica that a gate holds where no promise bounds them."""
@@ -30,6 +36,25 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """What happens between two phases; each is a number in the plan's tuples.
+
+    Attributes
+    ----------
+    reads : tuple of int
+        Reads of tables as they stand before the step's own contributions.
+    teams : tuple of int
+        Those who deliver.
+    answers : tuple of int
+        Reads of what has come of that.
+    """
+
+    reads: tuple[int, ...]
+    teams: tuple[int, ...]
+    answers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class LoosePlan:
     """The parts of a loose plan.
 
@@ -38,10 +63,17 @@ class LoosePlan:
     plan : Plan
         All of it.
     local : Plan
-        The operators of the replicas; every table is private, and only local ones are written.
+        The operators of replicas and groups; shared tables are private copies, not written.
     gates : tuple of Gate
+    teams : tuple of TeamSpec
     reads : tuple of ReadSpec
-        The edges out of global tables into operators of the replicas.
+        What operators of replicas get from what all share.
+    lookups : tuple of (str or None)
+        For each read, the operator of ``local`` that receives it; None: the whole table.
+    codecs : tuple of (Codec or None)
+        For each read.
+    turns : tuple of Turn
+        One before each phase, and one after the last.
     queue : int
         Steps of one replica that a gate may hold.
     """
@@ -49,58 +81,260 @@ class LoosePlan:
     plan: Plan
     local: Plan
     gates: tuple[Gate, ...]
+    teams: tuple[TeamSpec, ...]
     reads: tuple[ReadSpec, ...]
+    lookups: tuple[str | None, ...]
+    codecs: tuple[Codec | None, ...]
+    turns: tuple[Turn, ...]
     queue: int
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the shared tables."""
+        return tuple(t.name for t in self.plan.tables if t.scope == GLOBAL)
 
 
 def is_loose(plan: Plan) -> bool:
-    """Tell whether any edge promises less than sync, or has a codec: then values pass gates."""
-    return any(loosest(p.promises) > 0 or p.codec is not None for o in plan.steps for p in o.inputs)
+    """Tell whether values pass gates: an edge is not sync, has a codec, a filter, row ids."""
+    ports = [p for o in plan.steps for p in o.inputs]
+    return (
+        any(loosest(p.promises) > 0 for p in ports)
+        or any(p.codec is not None or p.threshold is not None for p in ports)
+        or any(p.members is not None or p.ids is not None for p in ports)
+        or any(is_row_table(plan, table) for table in plan.tables)
+        or any(isinstance(o.action, Update) and o.action.rule.reads for o in plan.steps)
+    )
 
 
 def split(plan: Plan) -> LoosePlan:
     """Return the parts of a loose plan that the compiler has accepted."""
-    gates = tuple(_gate(plan, o) for o in plan.steps if _is_gate(plan, o))
-    reads = tuple(
-        ReadSpec(p.source, o.name, p.promises, p.every)
-        for o in plan.steps
-        if o.scope == REPLICA
-        for p in o.inputs
-        if p.table and plan.table(p.source).scope == GLOBAL
-    )
-    bounds = [loosest(r.promises) for r in reads] + [loosest(g.spec.promises) for g in gates]
-    widest = max(bounds, default=0.0)
-    queue = QUEUE_STEPS if math.isinf(widest) else int(2 * widest) + 2
-    longest = max((g.spec.every for g in gates), default=1)
-    return LoosePlan(plan, _local(plan), gates, reads, max(queue, longest, 2))
+    return _Split(plan).run()
 
 
-def _is_gate(plan: Plan, operator: PlanOperator) -> bool:
-    """Tell whether values of replicas flow into an operator that is global; also of only one."""
-    if operator.scope != GLOBAL or not operator.inputs or operator.inputs[0].table:
-        return False
-    return plan.operator(operator.inputs[0].source).scope == REPLICA
+class _Split:
+    """The way from a plan to its parts."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.mine = [o for o in plan.steps if o.scope != GLOBAL]
+        phases = sorted({o.phase for o in self.mine})
+        self.phase = {o.name: phases.index(o.phase) for o in self.mine}
+        self.phases = max(1, len(phases))
+        self.shared = {t.name for t in plan.tables if t.scope == GLOBAL}
+        self.gated = [o for o in plan.steps if self._is_gate(o)]
+        self.gate_of = self._gates_of_operators()
+        self.reads: list[tuple[ReadSpec, str | None]] = []
+        self.codecs: list[Codec | None] = []
+        self.received: list[PlanOperator] = []
+
+    def run(self) -> LoosePlan:
+        plan = self.plan
+        operators = [self._local(o) for o in self.mine]
+        self._whole_tables()
+        turn_of = {name: self._turn_of_gate(plan.operator(name)) for name in self._gate_names()}
+        teams, team_of = self._teams(turn_of)
+        self._answers(turn_of)
+        gates = tuple(self._gate(o, team_of[o.name]) for o in self.gated)
+        reads = tuple(replace(r, turn=t) for r, t in self._placed(turn_of))
+        lookups, codecs = tuple(lookup for _, lookup in self.reads), tuple(self.codecs)
+        local = replace(
+            plan,
+            operators=tuple([*operators, *self.received]),
+            tables=tuple(self._table(t) for t in plan.tables),
+            own_copies=True,
+        )
+        turns = tuple(self._turn(t, reads, teams) for t in range(self.phases + 1))
+        local, queue = _in_order(local), self._queue(gates, reads)
+        return LoosePlan(plan, local, gates, teams, reads, lookups, codecs, turns, queue)
+
+    # -- what is global ------------------------------------------------------------------------
+
+    def _is_gate(self, operator: PlanOperator) -> bool:
+        """Tell whether values of replicas flow into a global operator; also of only one."""
+        if operator.scope != GLOBAL or not operator.inputs or operator.inputs[0].table:
+            return False
+        return self.plan.operator(operator.inputs[0].source).scope != GLOBAL
+
+    def _gate_names(self) -> list[str]:
+        return [o.name for o in self.gated]
+
+    def _gates_of_operators(self) -> dict[str, int]:
+        """Return the gate that each global operator comes of."""
+        found: dict[str, int] = {o.name: n for n, o in enumerate(self.gated)}
+        for operator in self.plan.steps:
+            if operator.scope == GLOBAL and operator.name not in found:
+                gates = [found[p.source] for p in operator.inputs if p.source in found]
+                if gates:
+                    found[operator.name] = gates[0]
+        return found
+
+    def _behind(self, gate: int) -> tuple[PlanOperator, ...]:
+        name = self.gated[gate].name
+        return tuple(
+            o for o in self.plan.steps if self.gate_of.get(o.name) == gate and o.name != name
+        )
+
+    def _gate(self, operator: PlanOperator, team: int) -> Gate:
+        port, number = operator.inputs[0], self.gate_of[operator.name]
+        behind = self._behind(number)
+        members = port.members
+        spec = GateSpec(
+            operator.name,
+            port.promises,
+            not isinstance(operator.action, Aggregate),
+            tuple(dict.fromkeys(o.writes for o in (operator, *behind) if o.writes)),
+            port.every,
+            team,
+            0 if members is None else members.count,
+            members is None or members.late == "carry",
+        )
+        return Gate(spec, operator, behind)
+
+    def _gate_writing(self, table: str) -> int:
+        writers = self.plan.table(table).writes
+        return self.gate_of[writers[0]] if writers else -1
+
+    # -- what a replica does -------------------------------------------------------------------
+
+    def _local(self, operator: PlanOperator) -> PlanOperator:
+        inputs = tuple(self._local_port(operator, n, p) for n, p in enumerate(operator.inputs))
+        return replace(operator, phase=self.phase[operator.name], sliced=False, inputs=inputs)
+
+    def _local_port(self, reader: PlanOperator, number: int, port: PlanPort) -> PlanPort:
+        if port.table and port.ids is not None:
+            return self._looked_up(reader, number, port)
+        if port.table:
+            return replace(port, crosses=False)
+        source = self.plan.operator(port.source)
+        crosses = source.scope == REPLICA != reader.scope
+        return replace(port, crosses=crosses)
+
+    def _looked_up(self, reader: PlanOperator, number: int, port: PlanPort) -> PlanPort:
+        """Let rows of a table come from an operator of their own, before the reader."""
+        assert port.ids is not None
+        name = f"{reader.name} <- {port.source}.at[{number}]"
+        source, output = port.ids
+        shared = port.source in self.shared
+        self.received.append(
+            PlanOperator(
+                name,
+                "receive" if shared else "rows",
+                LookUp(port.source),
+                reader.scope,
+                (PlanPort(source, output, table=False),),
+                1,
+                reader.site,
+                "replica",
+                self.phase[reader.name],
+                sliced=False,
+            )
+        )
+        if shared:
+            gate = self._gate_writing(port.source)
+            spec = ReadSpec(port.source, reader.name, port.promises, port.every, gate)
+            self._read(spec, name, port)
+        return PlanPort(name, 0, table=False, every=1)
+
+    def _whole_tables(self) -> None:
+        for operator in self.mine:
+            for port in operator.inputs:
+                if port.table and port.ids is None and port.source in self.shared:
+                    gate = self._gate_writing(port.source)
+                    spec = ReadSpec(port.source, operator.name, port.promises, port.every, gate)
+                    self._read(spec, None, port)
+
+    def _answers(self, turn_of: dict[str, int]) -> None:
+        """Let what is global and read in the same step come from an operator that receives it."""
+        found: dict[str, list[tuple[PlanOperator, PlanPort]]] = {}
+        for operator in self.mine:
+            for port in operator.inputs:
+                if not port.table and self.plan.operator(port.source).scope == GLOBAL:
+                    found.setdefault(port.source, []).append((operator, port))
+        for name, readers in found.items():
+            source, gate = self.plan.operator(name), self.gate_of[name]
+            entry = self.gated[gate].inputs[0]
+            turn = turn_of[self.gated[gate].name]
+            groups = [reader.scope for reader, _ in readers if reader.scope != REPLICA]
+            self.received.append(
+                replace(
+                    source,
+                    kind="receive",
+                    action=Answer(name),
+                    scope=groups[0] if groups else REPLICA,
+                    inputs=(replace(entry, crosses=False, codec=None, ids=None, members=None),),
+                    placement="replica",
+                    phase=turn,
+                    sliced=False,
+                )
+            )
+            for reader, port in readers:
+                spec = ReadSpec(name, reader.name, port.promises, port.every, gate, answer=True)
+                self._read(spec, name, port)
+
+    def _read(self, spec: ReadSpec, lookup: str | None, port: PlanPort) -> None:
+        self.reads.append((spec, lookup))
+        self.codecs.append(port.codec)
+
+    def _table(self, table: PlanTable) -> PlanTable:
+        return replace(table, writes=()) if table.name in self.shared else table
+
+    # -- turns ---------------------------------------------------------------------------------
+
+    def _turn_of_gate(self, gate: PlanOperator) -> int:
+        """Return the first turn at which a gate's values are there, and its tables read."""
+        sources = [p.source for p in gate.inputs] + [p.ids[0] for p in gate.inputs if p.ids]
+        made = max(1 + self.phase[name] for name in sources if name in self.phase)
+        tables = {
+            o.writes for o in (gate, *self._behind(self.gate_of[gate.name])) if o.writes is not None
+        }
+        looked = [self.phase[r.reader] for r, lookup in self.reads if lookup and r.source in tables]
+        return max([made, *looked])
+
+    def _teams(self, turn_of: dict[str, int]) -> tuple[tuple[TeamSpec, ...], dict[str, int]]:
+        keys: dict[str, tuple[str, int]] = {}
+        for gate in self.gated:
+            scope = self.plan.operator(gate.inputs[0].source).scope
+            keys[gate.name] = (scope, turn_of[gate.name])
+        order = sorted(set(keys.values()), key=lambda key: key[1])
+        teams = tuple(TeamSpec(s, self.plan.instances(s), turn) for s, turn in order)
+        return teams, {name: order.index(key) for name, key in keys.items()}
+
+    def _placed(self, turn_of: dict[str, int]) -> list[tuple[ReadSpec, int]]:
+        """Return each read with its turn: whole tables before the step, rows before who reads."""
+        placed = []
+        for read, lookup in self.reads:
+            if read.answer:
+                placed.append((read, turn_of[self.gated[read.gate].name]))
+            else:
+                placed.append((read, 0 if lookup is None else self.phase[read.reader]))
+        return placed
+
+    def _turn(self, turn: int, reads: tuple[ReadSpec, ...], teams: tuple[TeamSpec, ...]) -> Turn:
+        here = [n for n, r in enumerate(reads) if r.turn == turn]
+        return Turn(
+            tuple(n for n in here if not reads[n].answer),
+            tuple(n for n, team in enumerate(teams) if team.turn == turn),
+            tuple(n for n in here if reads[n].answer),
+        )
+
+    def _queue(self, gates: tuple[Gate, ...], reads: tuple[ReadSpec, ...]) -> int:
+        bounds = [loosest(r.promises) for r in reads] + [loosest(g.spec.promises) for g in gates]
+        widest = max(bounds, default=0.0)
+        queue = QUEUE_STEPS if math.isinf(widest) else int(2 * widest) + 2
+        return max(queue, 2, *(g.spec.every for g in gates))
 
 
-def _local(plan: Plan) -> Plan:
-    operators = tuple(
-        replace(o, phase=0, inputs=tuple(replace(p, crosses=False) for p in o.inputs))
-        for o in plan.steps
-        if o.scope == REPLICA
-    )
-    tables = tuple(t if t.scope == REPLICA else replace(t, writes=()) for t in plan.tables)
-    return replace(plan, operators=operators, tables=tables, own_copies=True)
-
-
-def _gate(plan: Plan, operator: PlanOperator) -> Gate:
-    port = operator.inputs[0]
-    push = not isinstance(operator.action, Aggregate)
-    behind: list[PlanOperator] = []
-    known = {operator.name}
-    for other in plan.steps:
-        if other.scope == GLOBAL and any(p.source in known for p in other.inputs if not p.table):
-            behind.append(other)
-            known.add(other.name)
-    written = operator.writes or next((o.writes for o in behind if o.writes), None) or ""
-    spec = GateSpec(operator.name, port.promises, push, written, port.every)
-    return Gate(spec, operator, tuple(behind))
+def _in_order(local: Plan) -> Plan:
+    """Return a plan whose operators stand after what they read: those that receive come in."""
+    names = {o.name for o in local.operators}
+    placed: dict[str, PlanOperator] = {}
+    pending = list(local.operators)
+    while pending:
+        ready = [
+            o
+            for o in pending
+            if all(p.table or p.source in placed or p.source not in names for p in o.inputs)
+        ]
+        placed |= {o.name: o for o in ready}
+        pending = [o for o in pending if o.name not in placed]
+    return replace(local, operators=tuple(placed.values()))

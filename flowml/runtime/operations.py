@@ -5,17 +5,21 @@ The tasks executor calls the same functions, on values that travel between tasks
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from flowml.actions import Aggregate, Assign, Gradient, Here, Load, Map, Until, Update
 from flowml.data.share import random_seed
 from flowml.data.stream import BatchStream
 from flowml.errors import FlowmlError
+from flowml.keyed_rows import KeyedRows, coalesce
 from flowml.layout import Layout, layout_of
-from flowml.plan import Firing, Plan, PlanOperator, loss_operator
+from flowml.plan import Firing, Plan, PlanOperator, PlanPort, loss_operator
 from flowml.reductions import reduce_slices
 from flowml.rules import At
 from flowml.runtime.calls import (
@@ -33,15 +37,15 @@ from flowml.runtime.calls import (
     placed_errors,
     returned,
 )
-from flowml.runtime.feeding import (
-    Feed,
-)
-from flowml.runtime.outcome import (
-    Order,
-)
+from flowml.runtime.center_sums import Sum
+from flowml.runtime.contributions import Contribution
+from flowml.runtime.feeding import Feed
+from flowml.runtime.outcome import Order
 from flowml.runtime.place import Place
+from flowml.runtime.private_rows import PrivateRows
+from flowml.runtime.row_tables import row_spec
 from flowml.runtime.tablestate import TableInstance
-from flowml.runtime.values import EMPTY, Kept, Value, agreed_examples
+from flowml.runtime.values import EMPTY, Kept, Value, agreed_examples, read_only
 from flowml.types import Array
 
 Key = tuple[str, int, int]
@@ -57,7 +61,8 @@ class SerialState:
     firing: Firing
     feeds: dict[str, Feed]
     streams: dict[str, list[BatchStream]]
-    tables: dict[str, list[TableInstance]]
+    tables: dict[str, list[Any]]
+    """TableInstance, or PrivateRows."""
     kept: dict[tuple[str, int, int], Kept] = field(default_factory=dict)
     """By (reader, number of the input, instance of the source)."""
     held: dict[tuple[str, int, int], Value] = field(default_factory=dict)
@@ -71,10 +76,37 @@ class SerialState:
 def _inputs(state: SerialState, operator: PlanOperator, instance: int) -> list[Value]:
     """Return the inputs of an instance that come from its own or a coarser scope."""
     rank = state.plan.ranks_of(operator.scope, instance)[0]
-    return [
+    held = [
         state.held[operator.name, n, state.plan.instance_of(state.plan.scope_of(p), rank)]
         for n, p in enumerate(operator.inputs)
     ]
+    return [
+        _looked_up(state, operator, p, value, rank) if p.table and p.ids else value
+        for p, value in zip(operator.inputs, held, strict=True)
+    ]
+
+
+def _looked_up(
+    state: SerialState, operator: PlanOperator, port: PlanPort, table: Value, rank: int
+) -> Value:
+    """Return the rows of a table that an edge names."""
+    assert port.ids is not None
+    ids = _ids(state, port.ids, rank)
+    if ids.empty:
+        return EMPTY
+    where = f"edge {port.source} -> {operator.name}"
+    instance = state.plan.instance_of(state.plan.table(port.source).scope, rank)
+    held = state.tables[port.source][instance]
+    if isinstance(held, PrivateRows):
+        return Value(held.at(ids.content, where), None)
+    keys = row_spec(state.plan.table(port.source), held.layout).check_ids(ids.content, where)
+    return Value(read_only(table.content[keys]), None)
+
+
+def _ids(state: SerialState, ids: tuple[str, int], rank: int) -> Value:
+    source, output = ids
+    scope = state.plan.operator(source).scope
+    return state.now[source, output, state.plan.instance_of(scope, rank)]
 
 
 def operate(
@@ -175,6 +207,8 @@ def _aggregate(state: SerialState, operator: PlanOperator, instance: int, spot: 
     found = _contributions(state, operator, instance, spot)
     if not any(weight for _, weight in found.values()):
         return (EMPTY,)
+    if operator.inputs[0].ids is not None:
+        return (_row_sum(state, operator, instance, found),)
     layout: Layout | None = None
     flats: dict[int, tuple[Array, ...]] = {}
     for source, (value, _) in found.items():
@@ -190,6 +224,58 @@ def _aggregate(state: SerialState, operator: PlanOperator, instance: int, spot: 
     counts = [v.examples for v, _ in found.values()]
     examples = None if None in counts else float(sum(c for c in counts if c is not None))
     return (Value(layout.views(out, writeable=False), examples),)
+
+
+def _row_sum(
+    state: SerialState,
+    operator: PlanOperator,
+    instance: int,
+    found: dict[int, tuple[Value, float]],
+) -> Value:
+    """Combine rows over the union of their keys."""
+    action, ids = operator.action, operator.inputs[0].ids
+    assert isinstance(action, Aggregate)
+    assert ids is not None
+    members = state.plan.members(operator, instance)
+    present = {}
+    for member, (value, weight) in found.items():
+        named = np.asarray(_ids(state, ids, member).content)
+        rows = np.asarray(value.content)
+        keys, sums = coalesce(named, rows.reshape(*named.shape, -1))
+        examples = math.nan if value.examples is None else value.examples
+        present[member, 0] = Contribution(examples, weight, (sums,), keys)
+    like = layout_of(next(iter(present.values())).buffers[0][:1])
+    total = Sum(
+        action.reduction, state.plan.tree(operator, instance), len(members), like, rows=True
+    )
+    out = total.take(tuple((m, 0) for m in members), present)
+    counts = [v.examples for v, _ in found.values()]
+    return Value(out, None if None in counts else float(sum(c for c in counts if c is not None)))
+
+
+def _write_rows(
+    state: SerialState, operator: PlanOperator, instance: int, table: PrivateRows, spot: SpotOf
+) -> None:
+    """Change the rows of a table: by one value, or by that of each member in order."""
+    plan, checks = state.plan, state.order.on_nonfinite == "stop"
+    where = f"{operator.name} of table {operator.writes!r}"
+    combines = plan.combines(operator)
+    for member in plan.members(operator, instance) if combines else (instance,):
+        if combines:
+            value = state.held[operator.name, 0, member]
+            ids = state.held[operator.name, 1, member] if len(operator.inputs) > 1 else EMPTY
+        else:
+            value, *more = _inputs(state, operator, instance)
+            ids = more[0] if more else EMPTY
+        if value.empty:
+            continue
+        with placed_errors(spot):
+            if isinstance(value.content, KeyedRows):
+                keys, rows = value.content.keys, value.content.rows
+            else:
+                keys, rows = table.keyed(operator, ids.content, value.content, where)
+            at = At(spot().step, table.store.stamp, 0, member, value.examples or 0.0)
+            table.write(operator, keys, rows, at, checks=checks)
 
 
 def _layout(spot: SpotOf, content: Any) -> Layout:
@@ -223,6 +309,9 @@ def flatten(spot: SpotOf, layout: Layout, content: Any, source: int) -> tuple[Ar
 def _write(state: SerialState, operator: PlanOperator, instance: int, spot: SpotOf) -> Made:
     """Apply one value, or under a push the value of each member in order."""
     table = state.tables[str(operator.writes)][instance]
+    if isinstance(table, PrivateRows):
+        _write_rows(state, operator, instance, table, spot)
+        return (Value(table.view(), None),)
     if state.plan.combines(operator):
         values = [state.held[operator.name, 0, s] for s in state.plan.members(operator, instance)]
     else:

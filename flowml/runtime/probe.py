@@ -20,8 +20,8 @@ from flowml.runtime.domain import reads_table_buffers
 from flowml.runtime.feeding import OneBatch
 from flowml.runtime.operations import SerialState
 from flowml.runtime.outcome import Order
+from flowml.runtime.private_rows import table_instance
 from flowml.runtime.serial import run_step
-from flowml.runtime.tablestate import make_instance
 from flowml.runtime.values import Value
 
 QUICK_SECONDS = 0.02
@@ -53,7 +53,7 @@ def timed_probe(
         What the first step of the run would raise.
     """
     single = _single(plan)
-    tables = {t.name: [make_instance(single, t, 0, seed)] for t in single.tables}
+    tables = {t.name: [table_instance(single, t, 0, seed)] for t in single.tables}
     streams: dict[str, Any] = {name: [OneBatch(*batch)] for name, batch in batches.items()}
     order = Order(1, None, seed=seed, on_nonfinite="ignore")
     state = SerialState(single, order, Firing(single), {}, streams, tables)
@@ -62,7 +62,11 @@ def timed_probe(
         seconds = _seconds_of_step(state)
         if seconds < QUICK_SECONDS:  # most of it was the first time that anything is called
             seconds = _seconds_of_step(state)
-    layouts = {(name, -1): instances[0].layout for name, instances in tables.items()}
+    layouts = {
+        (name, -1): instances[0].layout
+        for name, instances in tables.items()
+        if instances[0].layout is not None
+    }
     for (operator, output, _), value in state.now.items():
         layout = _layout_of_output(plan, plan.operator(operator), output, value, worker)
         if layout is not None:

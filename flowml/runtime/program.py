@@ -30,6 +30,7 @@ from flowml.runtime.exchange import Exchange, exchange_after
 from flowml.runtime.inputs import Pattern, hold, keep_at_reader
 from flowml.runtime.outcome import history_block
 from flowml.runtime.rank import Rank
+from flowml.runtime.row_bodies import received_body, rows_body
 from flowml.runtime.writing import write_body
 from flowml.types import Array
 
@@ -45,6 +46,8 @@ BODIES: dict[str, Callable[[Pattern, PlanOperator], Act]] = {
     "update": write_body,
     "assign": write_body,
     "until": until_body,
+    "rows": rows_body,
+    "receive": received_body,
 }
 
 

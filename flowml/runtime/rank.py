@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from flowml.actions import REPLICA, Update
+from flowml.actions import GLOBAL, REPLICA, Update
 from flowml.data.stream import BatchStream
 from flowml.layout import slices
 from flowml.plan import Firing, Plan, PlanOperator
 from flowml.runtime.domain import Domain, DomainMemory, Layouts
 from flowml.runtime.outcome import Order
+from flowml.runtime.private_rows import PrivateRows
 from flowml.runtime.ranktable import RankTable
+from flowml.runtime.row_tables import is_row_table
 from flowml.runtime.tablestate import RuleState, initial, whole
 from flowml.runtime.values import EMPTY, Kept, Value
 from flowml.types import Array, Pytree
@@ -28,7 +30,7 @@ class Rank:
     layouts: Layouts
     order: Order
     streams: Mapping[str, BatchStream]
-    tables: dict[str, RankTable]
+    tables: dict[str, RankTable | PrivateRows]
     worker: str = "driver"
     enter: Callable[[int, int], None] = lambda operator, step: None
     """Reports (index of the operator, step) to whoever watches for silence."""
@@ -38,7 +40,10 @@ class Rank:
     kept: dict[tuple[str, int], Kept] = field(default_factory=dict)
     held: dict[tuple[str, int], Value] = field(default_factory=dict)
     flats: dict[tuple[str, int], tuple[Array, ...]] = field(default_factory=dict)
-    """Flat buffers behind the values of gradients and aggregates, by (operator, output)."""
+    """Flat buffers behind the values of gradients and aggregates, by (operator, output); of the
+    program that was made last, for those who are made with it."""
+    backing: dict[int, tuple[Array, ...]] = field(default_factory=dict)
+    """The same by the identity of the value, which lives as long as the rank."""
     index: dict[str, int] = field(init=False)
     ended: bool = False
     committed: int = 0
@@ -77,17 +82,22 @@ def slice_of(rank: Rank, operator: PlanOperator, sizes: tuple[int, ...]) -> tupl
 
 def rank_tables(
     plan: Plan, number: int, memory: DomainMemory, layouts: Layouts, run_seed: int
-) -> dict[str, RankTable]:
+) -> dict[str, RankTable | PrivateRows]:
     """Return the tables of a rank: shared ones in the domain's memory, its own beside.
 
     Notes
     -----
-    Shared tables are initialised by :func:`fill_shared`, once a domain.
+    Shared tables are initialised by :func:`fill_shared`, once a domain. Rows that all share are
+    read from the center of a loose run, and are no table of a rank.
     """
-    found = {}
+    found: dict[str, RankTable | PrivateRows] = {}
     for table in plan.tables:
-        layout = layouts[table.name, -1]
         instance = plan.instance_of(table.scope, number)
+        if is_row_table(plan, table):
+            if table.scope != GLOBAL:
+                found[table.name] = PrivateRows.make(plan, table, instance, run_seed)
+            continue
+        layout = layouts[table.name, -1]
         if table.scope == REPLICA or plan.own_copies:
             versions = [layout.allocate() for _ in range(1 + len(table.writes))]
             layout.write(initial(plan, table, instance, run_seed), versions[0])
@@ -116,6 +126,8 @@ def start_rules(rank: Rank) -> None:
         if not isinstance(action, Update) or not rank.works_on(operator):
             continue
         table = rank.tables[action.table]
+        if isinstance(table, PrivateRows):
+            continue
         parts = whole(table.layout)
         if operator.sliced:
             parts = slice_of(rank, operator, table.layout.sizes)

@@ -212,7 +212,7 @@ class Resident:
         plan = self._placed(self.plan, layouts, roster)
         spec = RunSpec(plan, layouts, self.order, {}, roster, {})
         for worker in self.workers:
-            needed = spec.shared_bytes(spec.domain_of(worker.address))
+            _, needed = spec.shared_bytes(spec.domain_of(worker.address))
             allowed = int(worker.memory_limit * PAUSE_SHARE)
             if worker.memory_limit and needed > allowed:
                 raise PlanError(

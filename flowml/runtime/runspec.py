@@ -11,11 +11,14 @@ from flowml.layout import Layout
 from flowml.plan import Plan
 from flowml.protocol.roster import Roster
 from flowml.runtime.board import Board
-from flowml.runtime.center_memory import CenterMemory
 from flowml.runtime.domain import Domain, map_memory
 from flowml.runtime.feeding import Feed
+from flowml.runtime.loose_memory import LooseMemory
 from flowml.runtime.loose_plan import LoosePlan, is_loose, split
 from flowml.runtime.outcome import Order
+
+LEAST_BYTES = 64
+"""A segment has at least one cache line."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,15 @@ class RunSpec:
             for workers in self.roster.domains
         )
 
-    def shared_bytes(self, domain: Domain) -> int:
-        """Return the bytes of memory that the processes of a domain share."""
-        board = Board.nbytes(self.plan.replicas, len(self.roster.workers))
-        if self.loose is None:
-            return map_memory(self.plan, self.layouts, domain, board).nbytes
-        return board + CenterMemory.over(self.loose, self.layouts, self.order.seed, None).nbytes
+    def shared_bytes(self, domain: Domain) -> tuple[int, int]:
+        """Return the bytes that the processes of a domain share, and those there from the start."""
+        workers = len(self.roster.workers)
+        if self.loose is not None:
+            cut = LooseMemory.of(self.loose, self.layouts, self.order.seed, domain, workers)
+            return max(cut.nbytes, LEAST_BYTES), max(cut.reserved, LEAST_BYTES)
+        board = Board.nbytes(self.plan.replicas, workers)
+        nbytes = max(map_memory(self.plan, self.layouts, domain, board).nbytes, LEAST_BYTES)
+        return nbytes, nbytes
 
     @cached_property
     def loose(self) -> LoosePlan | None:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flowml.errors import PlanError
-from flowml.types import Array, aligned_empty
+from flowml.types import Array
 
 ALIGNMENT = 64
 """Bytes of a cache line: every view begins on one."""
@@ -51,25 +51,32 @@ class Segment:
         self._fd = fd
 
     @classmethod
-    def create(cls, nbytes: int) -> Segment:
-        """Return a new shared segment whose pages are all allocated.
+    def create(cls, nbytes: int, reserved: int | None = None) -> Segment:
+        """Return a new shared segment whose pages are all allocated, or the first of them.
+
+        Parameters
+        ----------
+        reserved : int, optional
+            Bytes that are there from the start; the rest are addresses until ``reserve``.
 
         Raises
         ------
         PlanError
             ``nbytes`` is not positive, or the host has not so much memory; with both numbers.
         """
-        _check_fits(nbytes)
+        there = nbytes if reserved is None else reserved
+        _check_fits(there)
         fd = _open()
         try:
-            _allocate(fd, nbytes)
+            os.ftruncate(fd, nbytes)
+            _allocate(fd, 0, there)
             if _MEMFD:
                 fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _seals())
             return cls(_map(fd, nbytes), nbytes, fd)
         except BaseException as error:
             os.close(fd)
             if isinstance(error, MemoryError) or getattr(error, "errno", None) in _FULL:
-                raise _too_large(nbytes, memory_available()) from error
+                raise _too_large(there, memory_available()) from error
             raise
 
     @classmethod
@@ -89,12 +96,30 @@ class Segment:
             raise
 
     @classmethod
-    def local(cls, nbytes: int) -> Segment:
+    def local(cls, nbytes: int, reserved: int | None = None) -> Segment:
         """Return private memory with the same interface, for a domain of one process."""
+        _check_fits(nbytes if reserved is None else reserved)
+        raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT
+        return cls(raw[start : start + nbytes].data, nbytes, None)
+
+    def reserve(self, start: int, nbytes: int) -> None:
+        """Allocate the pages of a range, which may be there in part.
+
+        Raises
+        ------
+        PlanError
+            The host has not so much memory; with both numbers.
+        """
+        if self._fd is None or nbytes <= 0:
+            return  # private memory comes when it is touched
         _check_fits(nbytes)
-        memory = aligned_empty(nbytes, np.uint8)
-        memory[:] = 0
-        return cls(memory.data, nbytes, None)
+        try:
+            _allocate(self._fd, start, nbytes)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise _too_large(nbytes, memory_available()) from error
+            raise
 
     @property
     def fd(self) -> int:
@@ -198,14 +223,14 @@ def _open() -> int:
         return os.dup(file.fileno())
 
 
-def _allocate(fd: int, nbytes: int) -> None:
+def _allocate(fd: int, start: int, nbytes: int) -> None:
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, 0, nbytes)
+        os.posix_fallocate(fd, start, nbytes)
         return
     zeros = bytes(min(nbytes, _CHUNK))  # a hole would turn into SIGBUS when the disk is full
     written = 0
     while written < nbytes:
-        written += os.write(fd, zeros[: nbytes - written])
+        written += os.pwrite(fd, zeros[: nbytes - written], start + written)
 
 
 def _seals() -> int:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import io
+import pickle
 import sys
+from collections import ChainMap
 from collections.abc import Iterator
-from types import FunctionType, ModuleType
-from typing import Any
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, ClassVar
 
 import cloudpickle
 from cloudpickle import (
@@ -21,6 +24,9 @@ from flowml.actions import Evaluate, Gradient, Map, Until, Update
 from flowml.errors import FlowmlError, PlanError, raise_all
 from flowml.plan import Plan, PlanOperator
 from flowml.types import is_users
+
+NO_FILE = "<dynamic-code>"
+"""What cloudpickle writes for the file of a function that travels by value."""
 
 
 def check_ships(plan: Plan) -> None:
@@ -137,10 +143,30 @@ def ship(thing: Any, *owners: Any) -> bytes:
     for module in fresh:
         register_pickle_by_value(module)
     try:
-        return bytes(cloudpickle.dumps(thing))
+        buffer = io.BytesIO()
+        _Pickler(buffer, protocol=pickle.DEFAULT_PROTOCOL).dump(thing)
+        return buffer.getvalue()
     finally:
         for module in fresh:
             unregister_pickle_by_value(module)
+
+
+def _code(code: CodeType) -> tuple[Any, ...]:
+    """Reduce a code object as cloudpickle does, but with its file.
+
+    Notes
+    -----
+    From 3.1.3 on cloudpickle writes "<dynamic-code>" instead, and an error on a worker could no
+    longer say where in the user's file it was raised.
+    """
+    make, parts = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    return make, tuple(code.co_filename if part == NO_FILE else part for part in parts)
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """Pickles functions by value as cloudpickle does, with their files."""
+
+    dispatch_table: ClassVar = ChainMap({CodeType: _code}, cloudpickle.Pickler.dispatch_table)
 
 
 def ship_plan(thing: Any, plan: Plan) -> bytes:

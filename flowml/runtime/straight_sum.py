@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from flowml.reductions import Reduction, Tree, common_scale
+from flowml.reductions import Reduction, Tree, shared_scale
 from flowml.types import Array
 
 Operation: TypeAlias = tuple[Callable[[Any, Any, Array], Any], Any, Any, Array]
@@ -53,7 +53,7 @@ class StraightSum:
     def _lay_out(self, weights: Sequence[float]) -> None:
         by_rank = dict(zip(self._slices, weights, strict=True))
         operations: list[Operation] = []
-        scale = common_scale(self._reduction, by_rank)
+        scale = shared_scale(self._reduction, by_rank)
         found, total = self._sum(self._tree, by_rank, scale, self._out, 0, operations)
         if found is not self._out:
             operations.append((_copy, found, None, self._out))

@@ -63,16 +63,22 @@ class RuleState:
         Parameters
         ----------
         params, update, out : tuple of ndarray
-            Slices as long as ``parts`` for an elementwise rule, whole buffers otherwise.
+            Slices as long as ``parts`` for an elementwise rule, whole buffers otherwise; so is
+            ``at.read`` where the rule reads.
         """
-        if self.rule.elementwise:
+        if not self.rule.elementwise:
+            views = self.layout.leaf_views
+            here = at if at.read is None else at._replace(read=views(at.read))
+            self.rule.step(views(params), views(update), self.states, here, views(out))
+        elif at.read is None:
             change = self.rule.step
             for p, u, state, o in zip(params, update, self.states, out, strict=True):
                 if p.size:
                     change(p, u, state, at, o)
         else:
-            views = self.layout.leaf_views
-            self.rule.step(views(params), views(update), self.states, at, views(out))
+            slices = zip(params, update, self.states, out, at.read, strict=True)
+            for p, u, state, o, read in slices:
+                self.rule.step(p, u, state, at._replace(read=read), o)
         self.applied += 1
 
 

@@ -110,15 +110,20 @@ class Kept:
         self.content = optree.tree_map(np.add, self.content, term)
         self.weight += factor
 
-    def take(self) -> Value:
-        """Hand over what was kept and start anew."""
-        content, examples = self.content, self.examples
-        if content is not None and self.keep == "mean":
-            content = optree.tree_map(lambda x: x / x.dtype.type(self.weight), content)
-        self.content, self.examples, self.weight, self.seen = None, None, 0.0, False
+    def peek(self) -> Value:
+        """Return what is kept so far."""
+        content = self.content
         if content is None:
             return EMPTY
-        return Value(read_only(content), examples)
+        if self.keep == "mean":
+            content = optree.tree_map(lambda x: x / x.dtype.type(self.weight), content)
+        return Value(read_only(content), self.examples)
+
+    def take(self) -> Value:
+        """Hand over what was kept and start anew."""
+        found = self.peek()
+        self.content, self.examples, self.weight, self.seen = None, None, 0.0, False
+        return found
 
     def _factor(self, value: Value) -> float:
         return 1.0 if value.examples is None or self.keep != "mean" else value.examples

@@ -15,7 +15,10 @@ from flowml.runtime.bodies import Act, out_regions
 from flowml.runtime.calls import Spot, all_finite, diverged, raise_explained, returned
 from flowml.runtime.combining import Member, members_of
 from flowml.runtime.inputs import Getter, Pattern, getter
+from flowml.runtime.private_rows import PrivateRows
 from flowml.runtime.rank import Rank, slice_of
+from flowml.runtime.ranktable import RankTable
+from flowml.runtime.row_bodies import row_write_body
 from flowml.runtime.tablestate import RuleState, whole
 from flowml.runtime.values import Value
 from flowml.types import Array
@@ -28,6 +31,8 @@ def write_body(pattern: Pattern, operator: PlanOperator) -> Act:
     """Return the body of an update or assign, for all that this rank writes of the table."""
     rank = pattern.rank
     table = rank.tables[str(operator.writes)]
+    if isinstance(table, PrivateRows):
+        return row_write_body(pattern, operator, table)
     parts = slice_of(rank, operator, table.layout.sizes) if operator.sliced else whole(table.layout)
     contributions = _contributions(pattern, operator, parts)
     before = pattern.writes_before(operator, including=False)
@@ -113,7 +118,7 @@ def _contributions(
 def _known_buffers(pattern: Pattern, operator: PlanOperator) -> tuple[Array, ...] | None:
     """Return the flat buffers that the value of a write always lies in, if that is so."""
     rank, port = pattern.rank, operator.inputs[0]
-    layout = rank.tables[str(operator.writes)].layout
+    layout = _dense(rank, operator).layout
     if port.table or port.every > 1 or rank.firing.holds(port, operator):
         return None
     source = rank.plan.operator(port.source)
@@ -123,6 +128,12 @@ def _known_buffers(pattern: Pattern, operator: PlanOperator) -> tuple[Array, ...
         instance = rank.instance(source.scope)
         return pattern.region(("out", port.source, port.output, instance)).buffers
     return rank.flats.get((port.source, port.output))
+
+
+def _dense(rank: Rank, operator: PlanOperator) -> RankTable:
+    table = rank.tables[str(operator.writes)]
+    assert isinstance(table, RankTable)
+    return table
 
 
 def _flat(value: Value, slices: tuple[Array, ...]) -> Sequence[Contribution]:
@@ -145,7 +156,7 @@ def _single(
     value = get()
     if value.empty:
         return ()
-    layout = rank.tables[str(operator.writes)].layout
+    layout = _dense(rank, operator).layout
     wrong = layout.mismatch(value.content)
     if wrong is not None:
         raise returned(

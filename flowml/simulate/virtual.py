@@ -12,14 +12,16 @@ import heapq
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from flowml.errors import FlowmlError
 from flowml.events import Evaluated
-from flowml.plan import Plan
+from flowml.plan import Plan, loss_operator
 from flowml.protocol.promise_rule import NO_STOP
 from flowml.runtime.blas import blas_threads
+from flowml.runtime.cursor import Act, Cursor
 from flowml.runtime.domain import Layouts
 from flowml.runtime.evaluation import evaluate_source
 from flowml.runtime.feeding import steps_per_epoch, total_steps
@@ -35,7 +37,7 @@ from flowml.runtime.serial import evaluated_table
 from flowml.simulate.models import Compute, Faults, Network
 from flowml.types import Array
 
-ASK, DELIVER, LOST = 0, 1, 2
+GO, LOST = 0, 1
 
 
 @dataclass
@@ -52,11 +54,15 @@ class Virtual:
     queue: list[tuple[float, int, int, int]] = field(default_factory=list)
     """(time, number, kind, replica)."""
     waiting: dict[int, list[int]] = field(default_factory=dict)
-    """Replicas that may not read yet, by the clock that they wait for."""
-    rows: list[list[tuple[float, float, float, int]]] = field(default_factory=list)
-    """For each replica and step: loss, seconds, wait, staleness."""
-    asked: dict[int, float] = field(default_factory=dict)
+    """Replicas that may not go on yet, by the clock that they wait for."""
+    meeting: set[int] = field(default_factory=set)
+    """Replicas that wait for others of their group."""
+    rows: list[list[tuple[int, float, float, float, int]]] = field(default_factory=list)
+    """For each replica and step: its number, loss, seconds, wait, staleness."""
+    stopped: dict[int, float] = field(default_factory=dict)
+    """Since when a replica waits."""
     began: dict[int, float] = field(default_factory=dict)
+    waits: dict[int, float] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
     _made: int = 0
     _slowest: int = 0
@@ -76,68 +82,112 @@ class Virtual:
         """
         rule = self.state.center.rule
         for rank in range(self.state.plan.replicas):
-            self.asked[rank] = 0.0
-            self.at(0.0, ASK, rank)
+            self.at(0.0, GO, rank)
         while self.queue and rule.stop == NO_STOP:
             self.now, _, kind, rank = heapq.heappop(self.queue)
-            (self._ask, self._deliver, self._lose)[kind](rank)
-            if kind != ASK:
+            if rank in self.gone:
+                continue
+            moved = self._lose(rank) if kind == LOST else self._go(rank)
+            if moved:
                 self._release()
-                slowest = rule.least()
+                slowest = self.least()
                 if slowest > self._slowest:
                     self._slowest = slowest
                     if look(slowest):
                         return
 
-    def _ask(self, rank: int) -> None:
+    def least(self) -> int:
+        """Return the steps that all who are there have delivered."""
         rule = self.state.center.rule
-        if rank in self.gone:
-            return
-        missing = rule.missing(rank) or rule.room(rank)
-        if missing is not None:
-            self.waiting.setdefault(missing.clock, []).append(rank)
-            return
-        self.state.read(rank)
-        self.began[rank] = self.now
-        pulled = self.state.ranks[rank].moved
-        pushed = self.state.compute(rank)  # from its own copies: when does not matter
-        spent = self.network.draw(self.rng, pulled) + self.compute.draw(self.rng, rank)
-        self.at(self.now + spent + self.network.draw(self.rng, pushed), DELIVER, rank)
+        return rule.least(len(rule.teams) - 1)
 
-    def _deliver(self, rank: int) -> None:
-        if rank in self.gone:
-            return
-        state, asked = self.state, self.asked[rank]
-        state.deliver(rank)
-        loss, _, staleness = state.rows[rank][-1]
-        self.rows[rank].append((loss, self.now - asked, self.began[rank] - asked, staleness))
-        if state.center.rule.clock(rank) == self.last:
-            state.leave(rank)
-            self.gone.add(rank)
+    def _go(self, rank: int) -> bool:
+        """Let a replica go on up to what takes time; return whether others may go on by it."""
+        cursor, moved = self.state.cursors[rank], False
+        while True:
+            if cursor.behind():
+                self.state.events += cursor.skip()
+                moved = True
+            elif self._waits(cursor):
+                return moved
+            else:
+                spent, told = self._act(cursor)
+                moved = moved or told
+                if spent:
+                    self.at(self.now + spent, GO, rank)
+                    return moved
+            if cursor.step == self.last:
+                self.state.leave(cursor)
+                self.gone.add(rank)
+                return True
+
+    def _waits(self, cursor: Cursor) -> bool:
+        """Note what a replica must wait for, if it must."""
+        missing, rank = cursor.blocked(), cursor.number
+        if missing is None:
+            since = self.stopped.pop(rank, self.now)
+            self.waits[rank] = self.waits.get(rank, 0.0) + self.now - since
+            return False
+        self.stopped.setdefault(rank, self.now)
+        if cursor.act is Act.MEET:
+            self.meeting.add(rank)
         else:
-            self.asked[rank] = self.now
-            self.at(self.now, ASK, rank)
+            self.waiting.setdefault(missing.clock, []).append(rank)
+        return True
 
-    def _lose(self, rank: int) -> None:
-        if rank not in self.gone:
-            self.state.leave(rank)
-            self.gone.add(rank)
+    def _act(self, cursor: Cursor) -> tuple[float, bool]:
+        """Do an action; return its seconds, and whether others may go on by it."""
+        act, rank, step = cursor.act, cursor.number, cursor.step
+        if act is Act.BEGIN:
+            self.began[rank], self.waits[rank] = self.now, 0.0
+        self.state.events += cursor.go()
+        if cursor.step > step:
+            _, loss, _, staleness = cursor.rows[-1]
+            seconds = self.now - self.began[rank]
+            self.rows[rank].append((step, loss, seconds, self.waits[rank], staleness))
+        spent = 0.0
+        if act in (Act.READ, Act.ANSWER, Act.GIVE):
+            spent = self.network.draw(self.rng, cursor.moved)
+        elif act is Act.COMPUTE and cursor.phase == self._busy_phase:
+            spent = self.compute.draw(self.rng, rank)
+        if cursor.act is Act.MEET or act is Act.COMPUTE:
+            self._let_meet(cursor)
+        return spent, act is Act.DELIVER
+
+    @cached_property
+    def _busy_phase(self) -> int:
+        """The phase whose work is counted as a step's: that of the gradient, or the first one."""
+        local = self.state.cursors[0].rank.loose.local
+        name = loss_operator(local)
+        return 0 if name is None else local.operator(name).phase
+
+    def _let_meet(self, cursor: Cursor) -> None:
+        """Let those go on who waited for this one of their group."""
+        for peer in cursor.peers:
+            if peer.number in self.meeting and peer.blocked() is None:
+                self.meeting.discard(peer.number)
+                self.at(self.now, GO, peer.number)
+
+    def _lose(self, rank: int) -> bool:
+        self.state.leave(self.state.cursors[rank])
+        self.gone.add(rank)
+        return True
 
     def _release(self) -> None:
-        """Let those ask again who wait for what may be there now."""
+        """Let those go on who wait for what may be there now."""
         if not self.waiting:
             return
         reached = self.state.center.rule.most_complete()
         for clock in [c for c in self.waiting if c <= reached]:
             for rank in self.waiting.pop(clock):
-                self.at(self.now, ASK, rank)
+                self.at(self.now, GO, rank)
 
     def history(self) -> dict[str, Array]:
         """Return what each replica did in each step, in virtual seconds."""
         builder = HistoryBuilder()
         for rank, rows in enumerate(self.rows):
-            loss, seconds, waits, staleness = np.array(rows, np.float64).reshape(-1, 4).T
-            builder.add(history_block(range(len(rows)), rank, loss, seconds, waits, staleness))
+            steps, loss, seconds, waits, staleness = np.array(rows, np.float64).reshape(-1, 5).T
+            builder.add(history_block(steps.astype(int), rank, loss, seconds, waits, staleness))
         return builder.columns()
 
 
@@ -191,7 +241,7 @@ def _outcome(
         outcome.error, outcome.status = error, "failed"
     if state.center.rule.has_ended:
         outcome.status = "until"
-    outcome.steps, outcome.seconds = state.center.rule.least(), virtual.now
+    outcome.steps, outcome.seconds = virtual.least(), virtual.now
     outcome.tables, outcome.history = state.tables(), virtual.history()
     if outcome.error is None:
         _evaluate(state, outcome, virtual.now, outcome.steps, epoch, ends=True)

@@ -47,8 +47,7 @@ def in_turns(graph: fl.Graph, replicas: int = REPLICAS, steps: int = STEPS) -> R
     """Run a graph in the serial executor."""
     run = graph.run(steps=steps, replicas=replicas, executor="serial", record=True)
     names = ("kind", "replica", "clock", "staleness")
-    columns = [run.ledger[name].tolist() for name in names]
-    return Ran(run.tables, tuple(zip(*columns, strict=True)))
+    return Ran(run.tables, _once(run.ledger["event"], [run.ledger[name] for name in names]))
 
 
 def at_random(graph: fl.Graph, seed: int = 0, replicas: int = REPLICAS, steps: int = STEPS) -> Ran:
@@ -68,30 +67,28 @@ def at_random(graph: fl.Graph, seed: int = 0, replicas: int = REPLICAS, steps: i
     again = replay(plan, order, layouts, record).tables
     for a, b in zip(optree.tree_leaves(tables), optree.tree_leaves(again), strict=True):
         assert a.tobytes() == b.tobytes()
-    columns = [record[name].tolist() for name in ("kind", "replica", "clock", "staleness")]
-    events = tuple((KINDS[kind], *rest) for kind, *rest in zip(*columns, strict=True))
+    columns = [record[name] for name in ("kind", "replica", "clock", "staleness")]
+    events = tuple((KINDS[kind], *rest) for kind, *rest in _once(record["event"], columns))
     scopes = {t.name: t.scope for t in plan.tables}
     return Ran({n: v[0] if scopes[n] == "global" else v for n, v in tables.items()}, events)
 
 
+def _once(numbers: Array, columns: list[Array]) -> tuple[Any, ...]:
+    """Return a row an event, in their order, though an event has one for each of its edges."""
+    _, first = np.unique(numbers, return_index=True)
+    return tuple(zip(*(column[first].tolist() for column in columns), strict=True))
+
+
 def _go(state: Interleaved, rng: np.random.Generator, steps: int) -> None:
-    rule, replicas = state.center.rule, state.plan.replicas
-    has_read = [False] * replicas
-    while any(rule.is_live(r) for r in range(replicas)):
-        may = [
-            r
-            for r in range(replicas)
-            if rule.is_live(r) and (rule.room(r) if has_read[r] else rule.missing(r)) is None
-        ]
-        odds = np.array([SPEEDS[r % len(SPEEDS)] for r in may])
-        number = int(rng.choice(may, p=odds / odds.sum()))
-        if has_read[number]:
-            state.step(number)
-            if rule.clock(number) == steps:
-                state.leave(number)
-        else:
-            state.read(number)
-        has_read[number] = not has_read[number]
+    live = list(state.cursors)
+    while live:
+        may = [c for c in live if c.behind() or c.blocked() is None]
+        odds = np.array([SPEEDS[c.number % len(SPEEDS)] for c in may])
+        cursor = may[int(rng.choice(len(may), p=odds / odds.sum()))]
+        state.events += cursor.skip() if cursor.behind() else cursor.go()
+        if cursor.step == steps:
+            state.leave(cursor)
+            live.remove(cursor)
 
 
 ORDERS: dict[str, Callable[[fl.Graph], Ran]] = {

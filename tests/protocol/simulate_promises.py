@@ -1,8 +1,9 @@
 """A seeded simulator for the rule of promises: one run of random replicas a seed, any rule.
 
-Replicas of random speeds, some with slow phases, read, deliver, and end early or die. After each
-event everything that fires is written into a model of plain lists. The model computes for itself,
-from semantics.md sections 1 and 3, what a read must see, what may fire and what must.
+Replicas of random speeds, some with slow phases, read, deliver at one or two points of a step, wait
+for what that came to, miss quorums, and end early or die. After each event everything that fires is
+written into a model of plain lists. The model computes for itself, from semantics.md sections 1 and
+3, what a read must see, what may fire and what must.
 
 In the model a later promise starts when every live replica has finished the steps before it: then
 all updates stamped before are applied. Until then a push is under its earlier promise, so that a
@@ -15,14 +16,13 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from operator import lt
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from flowml.freshness import Promises
 from flowml.protocol import promise_rule
+from flowml.protocol.promise_specs import GateSpec, ReadSpec, TeamSpec
 
 EVENTS = 200
 NEVER = 1 << 40
@@ -48,8 +48,9 @@ class Case:
     """What a seed plays."""
 
     replicas: int
-    gates: tuple[Any, ...]
-    reads: tuple[Any, ...]
+    teams: tuple[TeamSpec, ...]
+    gates: tuple[GateSpec, ...]
+    reads: tuple[ReadSpec, ...]
     capacity: int
     speeds: tuple[float, ...]
     lasts: tuple[int, ...]
@@ -66,40 +67,63 @@ def draw_promises(rng: random.Random) -> Promises:
     return tuple(zip((0, *starts), map(float, values), strict=True))
 
 
-def draw_gate(rng: random.Random, number: int, module: ModuleType) -> Any:
+def draw_gate(rng: random.Random, number: int, team: int) -> GateSpec:
     """Return a gate that the compiler accepts."""
     promises, push = draw_promises(rng), rng.random() < 0.5
     loose = promises[-1][1] > 0
     every = rng.choice((1, 1, 2, 3, 5)) if push or not loose else 1
-    table = f"t{number}" if push or rng.random() < 0.9 else ""
-    return module.GateSpec(f"g{number}", promises, push, table, every)
+    tables = (f"t{number}",) if push or rng.random() < 0.9 else ()
+    return GateSpec(f"g{number}", promises, push, tables, every, team)
 
 
-def draw_reads(rng: random.Random, gate: Any, module: ModuleType) -> list[Any]:
+def draw_quorum(rng: random.Random, number: int, team: int) -> GateSpec:
+    """Return a gate with a quorum."""
+    tables = (f"t{number}",) if rng.random() < 0.9 else ()
+    every, count = rng.choice((1, 1, 1, 2, 3)), rng.randint(1, 4)
+    sync: Promises = ((0, 0.0),)
+    return GateSpec(f"g{number}", sync, False, tables, every, team, count, rng.random() < 0.5)
+
+
+def draw_reads(rng: random.Random, gate: GateSpec, number: int) -> list[ReadSpec]:
     """Return reads of the table behind a gate: none tighter than the write, all sync or none."""
-    if not gate.table:
+    if not gate.tables:
         return []
     earlier, more, reads = rng.random() < 0.3, rng.choice((0, 0, 1, 3, math.inf)), []
+    more = 0 if gate.quorum else more
     starts = sorted(rng.randint(0, start) if earlier else start for start, _ in gate.promises)
     pieces = zip(starts, gate.promises, strict=True)
     base = tuple({start: staleness + more for start, (_, staleness) in pieces}.items())
-    for number in range(rng.choice((0, 1, 1, 1, 2))):
-        wider = rng.choice((0, 2)) if number else 0
+    for reader in range(rng.choice((0, 1, 1, 1, 2)) or bool(gate.quorum)):
+        wider = rng.choice((0, 2)) if reader else 0
         promises = tuple((start, s + wider if s else s) for start, s in base)
         for step in range(30):
             assert promised(promises, step)[1] >= promised(gate.promises, step)[1]
-        every = rng.choice((1, 1, 1, 2, 3, 10))
-        reads.append(module.ReadSpec(gate.table, f"r{number}", promises, every))
+        every = 1 if gate.quorum else rng.choice((1, 1, 1, 2, 3, 10))
+        reads.append(ReadSpec(gate.tables[0], f"r{reader}", promises, every, number))
     return reads
 
 
-def draw(rng: random.Random, module: ModuleType = promise_rule, replicas: int = 0) -> Case:
+def draw_answers(rng: random.Random, gate: GateSpec, number: int) -> list[ReadSpec]:
+    """Return a read of what the step's own contribution came to, or none."""
+    if rng.random() < 0.7:
+        return []
+    more = 0 if gate.quorum else rng.choice((0, 0, 2, math.inf))
+    promises = tuple({start: s + more for start, s in gate.promises}.items())
+    spec = ReadSpec(gate.name, "a", promises, gate.every, number, gate.team + 1, answer=True)
+    return [spec]
+
+
+def draw(rng: random.Random, replicas: int = 0) -> Case:
     """Return a random case; of 1 to 6 replicas if it is not said."""
     replicas = replicas or rng.randint(1, 6)
-    gates = tuple(draw_gate(rng, n, module) for n in range(rng.choice((1, 1, 2, 3))))
-    reads = [r for g in gates for r in draw_reads(rng, g, module)]
+    teams = tuple(TeamSpec("replica", replicas, 1 + t) for t in range(rng.choice((1, 1, 1, 2))))
+    gates = [draw_gate(rng, n, rng.randrange(len(teams))) for n in range(rng.choice((1, 1, 2, 3)))]
+    if rng.random() < 0.25:
+        gates[0] = draw_quorum(rng, 0, gates[0].team)
+    reads = [r for n, g in enumerate(gates) for r in draw_reads(rng, g, n)]
+    reads += [r for n, g in enumerate(gates) for r in draw_answers(rng, g, n)]
     if rng.random() < 0.1:
-        reads.append(module.ReadSpec("constant", "r", draw_promises(rng), 1))
+        reads.append(ReadSpec("constant", "r", draw_promises(rng), 1))
     stays = rng.randrange(replicas)
     lasts, deaths = [NEVER] * replicas, [NEVER] * replicas
     for rank in range(replicas):
@@ -108,7 +132,10 @@ def draw(rng: random.Random, module: ModuleType = promise_rule, replicas: int = 
             (lasts if how < 0.3 else deaths)[rank] = rng.randint(1, 40) * (1 if how < 0.3 else 5)
     speeds = tuple(rng.choice((1.0, 1.0, 2.0, 5.0, 20.0)) for _ in range(replicas))
     capacity = rng.choice((1, 2, 3, 4, 6, 22))
-    return Case(replicas, gates, tuple(reads), capacity, speeds, tuple(lasts), tuple(deaths))
+    capacity = max(capacity, *(g.every for g in gates))
+    return Case(
+        replicas, teams, tuple(gates), tuple(reads), capacity, speeds, tuple(lasts), tuple(deaths)
+    )
 
 
 class Told:
@@ -125,22 +152,35 @@ class Told:
 class Gate:
     """What the model knows of a gate."""
 
-    spec: Any
+    spec: GateSpec
     every: int
     loose_from: int
     """The first step that is not sync."""
-    due: list[int]
-    """For each replica, the next contribution that has not been taken."""
+    clock: list[int]
+    """Of each replica in its team; shared with it."""
+    held: list[list[int]]
+    """For each replica, the stamps that have been delivered and neither taken nor dropped."""
     ring: list[list[int]]
     """For each replica, the stamps that its slots hold."""
+    late: list[list[int]]
+    """For each replica, the stamp that missed its quorum and waits for the next."""
+    taken: list[int]
+    """For each replica, the first stamp after those that are taken or dropped."""
     fired: int = 0
     version: int = 0
     updates: int = 0
+    dropped: int = 0
 
     @property
     def wanted(self) -> int:
         """The stamp that a sync firing takes next."""
         return (self.fired + 1) * self.every - 1
+
+    @property
+    def due(self) -> list[int]:
+        """For each replica, the next contribution that is to be taken."""
+        every = self.every
+        return [t + every - 1 - t % every for t in self.taken]
 
 
 @dataclass
@@ -148,7 +188,6 @@ class Simulation:
     """One run."""
 
     seed: int
-    module: ModuleType = promise_rule
     case: Case | None = None
     length: int = EVENTS
     """Events before the last ones leave."""
@@ -157,36 +196,47 @@ class Simulation:
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
-        case = self.case = self.case or draw(self.rng, self.module)
-        size = self.module.PromiseRule.size(case.replicas, len(case.gates))
-        self.words = np.zeros(size, np.int64)
+        case = self.case = self.case or draw(self.rng)
+        tables = sorted({t for g in case.gates for t in g.tables})
+        rule = promise_rule.PromiseRule
+        self.words = np.zeros(rule.size(case.teams, case.gates, tables), np.int64)
         self.processes = [
-            self.module.PromiseRule(
-                self.words, case.replicas, case.gates, case.reads, case.capacity
-            )
+            rule(self.words, case.teams, case.gates, tables, case.capacity)
             for _ in range(self.rng.randint(1, 3))
         ]
         self.rule = self.processes[0]
         self.rule.begin()
-        self.clock = [0] * case.replicas
+        self.clocks = [[0] * case.replicas for _ in case.teams]
+        self.step = [0] * case.replicas
         self.live = list(range(case.replicas))
-        self.reading = [False] * case.replicas
+        self.stage = [0] * case.replicas
+        """How many actions of its step each replica has done."""
         self.waited = [0] * case.replicas
         self.left = False
-        self.slowest = 0
+        self.slowest = [0 for _ in case.teams]
         self.dying = sorted((d, r) for r, d in enumerate(case.deaths) if d < NEVER)
         self.gates = [self._gate(spec) for spec in case.gates]
-        of_table = {g.spec.table: g for g in self.gates}
-        self.reads = [(r, of_table[r.table]) for r in case.reads if r.table in of_table]
+        self.reads = [(r, self.gates[r.gate]) for r in case.reads if r.gate >= 0]
         self.known = [[0] * len(self.reads) for _ in range(case.replicas)]
-        self.counts_all = all(r.every == 1 for r, _ in self.reads)
+        self.actions: list[tuple[str, int]] = [("read", 0)]
+        for team in range(len(case.teams)):
+            self.actions += [("deliver", team), ("answer", team)]
 
-    def _gate(self, spec: Any) -> Gate:
+    def _gate(self, spec: GateSpec) -> Gate:
         assert self.case is not None
         loose = min((start for start, s in spec.promises if s), default=NEVER)
         ranks = range(self.case.replicas)
         ring = [[-1] * self.case.capacity for _ in ranks]
-        return Gate(spec, spec.every, loose, [spec.every - 1 for _ in ranks], ring)
+        return Gate(
+            spec,
+            spec.every,
+            loose,
+            self.clocks[spec.team],
+            [[] for _ in ranks],
+            ring,
+            [[] for _ in ranks],
+            [0 for _ in ranks],
+        )
 
     # -- the run -------------------------------------------------------------------------------
 
@@ -210,7 +260,7 @@ class Simulation:
     def picks(self) -> list[int]:
         """Return who wants to go on next, by speed."""
         assert self.case is not None
-        slow = [0.02 if self.rng.random() < 0.2 else 1.0 for _ in self.clock]
+        slow = [0.02 if self.rng.random() < 0.2 else 1.0 for _ in self.step]
         weights = [a * b for a, b in zip(self.case.speeds, slow, strict=True)]
         return self.rng.choices(range(len(weights)), weights, k=PHASE)
 
@@ -227,67 +277,130 @@ class Simulation:
         for other in self.live[start:] + self.live[:start]:
             if self.may_go(other):
                 return
-        raise Violation(f"replicas {self.live} at clocks {self.clock} wait for ever")
+        raise Violation(f"replicas {self.live} at clocks {self.clocks} wait for ever")
 
     def may_go(self, rank: int) -> bool:
         """Do the next event of a replica, in its process, unless it must wait."""
         self.rule = self.processes[rank % len(self.processes)]
-        reading = self.reading[rank]
-        waits = self.rule.room(rank) if reading else self.rule.missing(rank)
+        if self.stage[rank] == 0 and self.rule.behind(rank) and not self.no_room(rank):
+            self.skip(rank)
+            return True
+        action, team = self.actions[self.stage[rank]]
+        reads = self.reads_of(rank, action, team)
+        waits = self.rule.missing([r for r, _ in reads], self.step[rank])
+        if self.stage[rank] == 0:
+            waits = waits or self.no_room(rank)
         if waits is not None:
             self.waited[rank] = waits.clock
-            self.judge_wait(rank, waits)
+            self.judge_wait(rank, waits, reads)
             return False
         if self.waited[rank]:
             self.judge_release(rank)
-        (self.deliver if reading else self.read)(rank)
+        if action == "deliver":
+            self.deliver(rank, team)
+        else:
+            self.read(rank, reads)
+        self.stage[rank] += 1
+        if self.stage[rank] == len(self.actions):
+            self.finish(rank)
         return True
+
+    def no_room(self, rank: int) -> Any:
+        """Return what keeps a replica from beginning a step, or None."""
+        teams = range(len(self.clocks))
+        return next((m for t in teams if (m := self.rule.room(t, rank)) is not None), None)
+
+    def reads_of(self, rank: int, action: str, team: int) -> list[tuple[ReadSpec, Gate]]:
+        """Return the reads of an action that are due."""
+        step = self.step[rank]
+        return [
+            (r, g)
+            for r, g in self.reads
+            if action == ("answer" if r.answer else "read")
+            and (not r.answer or r.turn == team + 1)
+            and r.is_due(step)
+        ]
 
     def held(self, rank: int) -> int:
         """Return the steps of a replica from the first on that a gate has not taken."""
-        clock = self.clock[rank]
-        return max(clock - min(g.due[rank], clock) for g in self.gates)
+        return max(g.clock[rank] - g.taken[rank] for g in self.gates)
 
     # -- the events ----------------------------------------------------------------------------
 
-    def read(self, rank: int) -> None:
+    def read(self, rank: int, reads: list[tuple[ReadSpec, Gate]]) -> None:
         """Let a replica read; judge what it sees."""
-        if self.counts_all:
-            self.judge_staleness(rank)
+        assert self.case is not None
+        step = self.step[rank]
+        self.judge_staleness(rank, reads)
         self.judge_number(self.rule.read())
         self.trace.append(("read", rank))
-        self.reading[rank] = True
-        step = self.clock[rank]
-        for number, (read, gate) in enumerate(self.reads):
-            if step % read.every == 0:
-                self.judge_read(rank, step, read, gate)
-                version = self.rule.version(read.table)
+        for read, gate in reads:
+            self.judge_read(rank, step, read, gate)
+            if not read.answer:
+                number = next(n for n, (r, _) in enumerate(self.reads) if r is read)
+                version = self.rule.version(read.source)
                 if version != gate.version or version < self.known[rank][number]:
                     raise Violation(f"{read} shows {version}, not {gate.version}")
                 self.known[rank][number] = version
 
-    def deliver(self, rank: int) -> None:
+    def deliver(self, rank: int, team: int, *, skips: bool = False) -> None:
         """Let a replica deliver; judge what fires."""
         assert self.case is not None
-        stamp = self.clock[rank]
+        stamp = self.clocks[team][rank]
         for gate in self.gates:
-            if (stamp + 1) % gate.every == 0:
-                slots, at = gate.ring[rank], stamp % self.case.capacity
-                if slots[at] >= gate.due[rank]:
-                    raise Violation(f"{gate.spec.name}: {slots[at]} of {rank} is overwritten")
-                slots[at] = stamp
-        self.judge_number(self.rule.deliver(rank))
-        self.trace.append(("deliver", rank))
-        self.clock[rank], self.reading[rank] = stamp + 1, False
+            if gate.spec.team == team:
+                self.bring(gate, rank, stamp, skips=skips)
+        self.judge_number(self.rule.deliver(team, rank, skips=skips))
+        self.trace.append(("deliver", rank, team))
+        self.clocks[team][rank] = stamp + 1
         self.fire()
-        self.judge_lead(rank, stamp)
-        if stamp + 1 == self.case.lasts[rank]:
+        if not skips:
+            self.judge_lead(rank, team, stamp)
+
+    def bring(self, gate: Gate, rank: int, stamp: int, *, skips: bool) -> None:
+        """Note a contribution in the model."""
+        spec = gate.spec
+        if (stamp + 1) % gate.every:
+            if not gate.held[rank]:
+                gate.taken[rank] = stamp + 1
+            return
+        if spec.quorum and stamp // gate.every < gate.fired:
+            gate.taken[rank] = stamp + 1
+            if skips:
+                return
+            if not spec.carries:
+                gate.dropped += 1
+            elif gate.late[rank]:
+                raise Violation(f"{spec.name}: {gate.late[rank]} of {rank} is overwritten")
+            else:
+                gate.late[rank].append(stamp)
+            return
+        slots, at = gate.ring[rank], stamp % len(gate.ring[rank])
+        if slots[at] in gate.held[rank]:
+            raise Violation(f"{spec.name}: {slots[at]} of {rank} is overwritten")
+        slots[at] = stamp
+        gate.held[rank].append(stamp)
+
+    def skip(self, rank: int) -> None:
+        """Let a replica move over a step whose quorum went on."""
+        gate = next(g for g in self.gates if g.spec.quorum)
+        if self.step[rank] >= gate.fired * gate.every:
+            raise Violation(f"replica {rank} moves over step {self.step[rank]}: {gate.fired}")
+        for team in range(len(self.clocks)):
+            self.deliver(rank, team, skips=True)
+        self.finish(rank)
+
+    def finish(self, rank: int) -> None:
+        """Count a step; let the replica leave after its last."""
+        assert self.case is not None
+        self.step[rank], self.stage[rank] = self.step[rank] + 1, 0
+        if self.step[rank] == self.case.lasts[rank]:
             self.leave(rank)
 
     def leave(self, rank: int) -> None:
         """Let a replica end or die."""
         self.rule = self.processes[rank % len(self.processes)]
-        self.judge_number(self.rule.leave(rank))
+        self.judge_number(self.rule.leave("replica", rank))
         self.trace.append(("leave", rank))
         self.live.remove(rank)
         self.left = True
@@ -295,65 +408,80 @@ class Simulation:
 
     def fire(self) -> None:
         """Take what fires; judge that nothing more had to."""
-        self.slowest = min([self.clock[r] for r in self.live], default=NEVER)
+        self.slowest = [min([c[r] for r in self.live], default=NEVER) for c in self.clocks]
         for firing in self.rule.firings():
             self.trace.append(firing)
             gate = self.gates[firing.gate]
-            if firing.number != gate.fired or self.rule.fired(firing.gate) != gate.fired:
+            if firing.number != gate.fired or self.rule.gates[firing.gate].fired != gate.fired:
                 raise Violation(f"{firing} is not firing {gate.fired}")
             self.judge_firing(gate, firing.taken)
             for rank, stamp in firing.taken:
                 self.take(gate, rank, stamp)
             gate.fired += 1
-            if gate.spec.table:
-                self.rule.commit(gate.spec.table, len(firing.taken))
+            for table in gate.spec.tables:
+                self.rule.commit(table, len(firing.taken))
                 gate.version += 1
                 gate.updates += len(firing.taken)
         self.judge_rest()
-        if self.live and self.rule.least() != self.slowest:
-            raise Violation(f"the slowest is at {self.slowest}, not {self.rule.least()}")
+        for team, slowest in enumerate(self.slowest):
+            if self.live and self.rule.least(team) != slowest:
+                raise Violation(f"the slowest is at {slowest}, not {self.rule.least(team)}")
 
     def take(self, gate: Gate, rank: int, stamp: int) -> None:
         """Take one contribution: each once, those of one replica in order."""
-        if stamp != gate.due[rank] or stamp >= self.clock[rank]:
-            raise Violation(f"{gate.spec.name} takes {stamp} of {rank}, due is {gate.due[rank]}")
+        if stamp in gate.late[rank]:
+            gate.late[rank].remove(stamp)
+            return
+        if not gate.held[rank] or stamp != gate.held[rank][0] or stamp >= gate.clock[rank]:
+            raise Violation(f"{gate.spec.name} takes {stamp} of {rank}, held is {gate.held[rank]}")
         if gate.ring[rank][stamp % len(gate.ring[rank])] != stamp:
             raise Violation(f"{gate.spec.name}: the slot of {stamp} of {rank} holds another")
-        gate.due[rank] += gate.every
+        gate.held[rank].pop(0)
+        gate.taken[rank] = min(stamp + gate.every, gate.clock[rank])
 
     # -- the model -----------------------------------------------------------------------------
 
     def queued(self, gate: Gate) -> list[tuple[int, int]]:
         """Return (replica, stamp) of what a gate has not taken."""
-        pairs = enumerate(zip(gate.due, self.clock, strict=True))
-        return [(r, s) for r, (due, clock) in pairs for s in range(due, clock, gate.every)]
+        pairs = enumerate(zip(gate.late, gate.held, strict=True))
+        return [(r, stamp) for r, (late, held) in pairs for stamp in (*late, *held)]
 
-    def holds(self, gate: Gate) -> bool:
-        """Tell whether a gate has anything that it has not taken."""
-        return any(map(lt, gate.due, self.clock))
+    def slowest_of(self, gate: Gate) -> int:
+        """Return the clock of the slowest live replica in a gate's team."""
+        return self.slowest[gate.spec.team]
 
     def may_fire(self, gate: Gate) -> bool:
         """Tell whether the promise lets a gate take what is queued."""
+        if gate.spec.quorum:
+            end = gate.wanted
+            there = sum(clock > end for clock in gate.clock)
+            may_come = sum(gate.clock[r] <= end for r in self.live)
+            return there >= min(gate.spec.quorum, there + may_come)
         if gate.wanted < gate.loose_from:
-            return self.slowest > gate.wanted
+            return self.slowest_of(gate) > gate.wanted
         if gate.spec.push:
-            return self.slowest >= gate.loose_from
-        return self.slowest > gate.fired - promised(gate.spec.promises, gate.fired)[1]
+            return self.slowest_of(gate) >= gate.loose_from
+        late = gate.fired - promised(gate.spec.promises, gate.fired)[1]
+        return self.slowest_of(gate) > late
 
     def sees(self, gate: Gate, need: int) -> bool:
         """Tell whether everything stamped before ``need`` is in the table."""
-        if gate.loose_from <= need and self.slowest < gate.loose_from and gate.spec.push:
+        if gate.spec.quorum:
+            return gate.wanted >= need
+        slowest = self.slowest_of(gate)
+        if gate.loose_from <= need and slowest < gate.loose_from and gate.spec.push:
             return False
         if gate.spec.push or gate.wanted < gate.loose_from:
             return all(gate.due[r] >= need for r in self.live)
         if gate.fired >= need:
             return True
-        return self.left and self.slowest >= need and not self.holds(gate)
+        return self.left and slowest >= need and not self.queued(gate)
 
-    def need(self, read: Any, step: int) -> int:
+    def need(self, read: ReadSpec, step: int) -> int:
         """Return how many stamps a read must see."""
-        start, staleness = promised(read.promises, step)
-        return max(start, int(step - staleness) if staleness < NEVER else start)
+        at = step + read.answer
+        start, staleness = promised(read.promises, at)
+        return max(start, int(at - staleness) if staleness < NEVER else start)
 
     # -- judgements ----------------------------------------------------------------------------
 
@@ -363,20 +491,18 @@ class Simulation:
             raise Violation(f"event {self.events} has number {number}")
         self.events += 1
 
-    def judge_wait(self, rank: int, waits: Any) -> None:
+    def judge_wait(self, rank: int, waits: Any, reads: list[tuple[ReadSpec, Gate]]) -> None:
         """Nobody is held back who may go on, and who is late is named."""
         assert self.case is not None
-        if self.reading[rank]:
-            if self.held(rank) < self.case.capacity:
-                raise Violation(f"replica {rank} has room and is held back: {waits}")
+        step = self.step[rank]
+        full = self.stage[rank] == 0 and self.held(rank) >= self.case.capacity
+        if full and all(self.sees(gate, self.need(read, step)) for read, gate in reads):
             return
-        step = self.clock[rank]
-        if all(
-            step % read.every or self.sees(gate, self.need(read, step)) for read, gate in self.reads
-        ):
-            raise Violation(f"replica {rank} may read step {step} and is held back: {waits}")
-        late = tuple(r for r in self.live if self.clock[r] < waits.clock)
-        if not late or waits.replicas != late:
+        if all(self.sees(gate, self.need(read, step)) for read, gate in reads):
+            raise Violation(f"replica {rank} may go on in step {step} and is held back: {waits}")
+        clock = self.clocks[waits.team]
+        late = tuple(r for r in self.live if clock[r] < waits.clock)
+        if not late or waits.members != late:
             raise Violation(f"replica {rank} waits for {waits}, late are {late}")
 
     def judge_release(self, rank: int) -> None:
@@ -385,28 +511,34 @@ class Simulation:
         if self.rule.most_complete() < reached:
             raise Violation(f"replica {rank} waited for {reached} and goes on before")
 
-    def judge_staleness(self, rank: int) -> None:
+    def judge_staleness(self, rank: int, reads: list[tuple[ReadSpec, Gate]]) -> None:
         """The staleness that is told is within what is promised."""
-        step = self.clock[rank]
-        allowed = max((step - self.need(r, step) + g.every - 1 for r, g in self.reads), default=0)
-        if self.rule.staleness(rank) > allowed:
-            raise Violation(f"staleness {self.rule.staleness(rank)}, promised is {allowed}")
+        step = self.step[rank]
+        for read, gate in reads:
+            allowed = step + read.answer - self.need(read, step) + gate.every - 1
+            late = self.rule.lateness(read, step)
+            if late > allowed:
+                raise Violation(f"{read}: staleness {late}, promised is {allowed}")
 
-    def judge_read(self, rank: int, step: int, read: Any, gate: Gate) -> None:
+    def judge_read(self, rank: int, step: int, read: ReadSpec, gate: Gate) -> None:
         """A read sees what it must; a sync read nothing fresher; everyone its own pushes."""
         what = Told(lambda: f"{read} of replica {rank} in step {step}")
         need = self.need(read, step)
         if not self.sees(gate, need):
             raise Violation(f"{what} misses one of {need}: fired {gate.fired}, due {gate.due}")
-        staleness = promised(read.promises, step)[1]
-        if staleness == 0:
-            if max(gate.due) - gate.every >= step or gate.fired != step // gate.every:
+        at = step + read.answer
+        staleness = promised(read.promises, at)[1]
+        if gate.spec.quorum:
+            if not read.answer and gate.fired != step // gate.every:
+                raise Violation(f"{what} sees firing {gate.fired}")
+        elif staleness == 0:
+            if max(gate.due) - gate.every >= at or gate.fired != at // gate.every:
                 raise Violation(f"{what} sees firing {gate.fired}, due {gate.due}")
-            if any(d < min(step, c) for d, c in zip(gate.due, self.clock, strict=True)):
+            if any(d < min(at, c) for d, c in zip(gate.due, gate.clock, strict=True)):
                 raise Violation(f"{what} misses one: due {gate.due}")
         elif gate.spec.push:
-            begun = self.slowest >= gate.loose_from
-            if begun and gate.due[rank] < step:
+            begun = self.slowest_of(gate) >= gate.loose_from
+            if begun and gate.due[rank] < at:
                 raise Violation(f"{what} misses its own push {gate.due[rank]}")
         elif gate.fired >= need and need > gate.loose_from:
             within = need - promised(gate.spec.promises, need - 1)[1]
@@ -415,11 +547,15 @@ class Simulation:
 
     def judge_firing(self, gate: Gate, taken: tuple[tuple[int, int], ...]) -> None:
         """A firing is allowed, and takes what it must and no more."""
-        what = Told(lambda: f"{gate.spec} fires {gate.fired} with {taken} at clocks {self.clock}")
+        what = Told(lambda: f"{gate.spec} fires {gate.fired} with {taken} at clocks {gate.clock}")
         if not taken or not self.may_fire(gate):
-            raise Violation(f"{what}: not allowed, the slowest is at {self.slowest}")
+            raise Violation(f"{what}: not allowed, the slowest is at {self.slowest_of(gate)}")
         queued = self.queued(gate)
-        if gate.wanted < gate.loose_from:
+        if gate.spec.quorum:
+            expected = tuple(q for q in queued if q[1] <= gate.wanted)
+            if taken != expected:
+                raise Violation(f"{what}: a quorum takes {expected}")
+        elif gate.wanted < gate.loose_from:
             expected = tuple(q for q in queued if q[1] == gate.wanted)
             if taken != expected or not {r for r, _ in taken}.issuperset(self.live):
                 raise Violation(f"{what}: a sync firing takes {expected}")
@@ -430,15 +566,19 @@ class Simulation:
             raise Violation(f"{what}: it takes all of {queued}")
 
     def judge_rest(self) -> None:
-        """Nothing stays that a gate must take."""
-        for gate in self.gates:
-            if self.holds(gate) and self.may_fire(gate):
+        """Nothing stays that a gate must take, and what was dropped is counted."""
+        for number, gate in enumerate(self.gates):
+            if self.queued(gate) and self.may_fire(gate):
                 raise Violation(f"{gate.spec.name} must fire {gate.fired}: due {gate.due}")
+            if self.rule.gates[number].dropped != gate.dropped:
+                raise Violation(f"{gate.spec.name}: {gate.dropped} were dropped")
 
-    def judge_lead(self, rank: int, step: int) -> None:
+    def judge_lead(self, rank: int, team: int, step: int) -> None:
         """Who reads every step leads by what its reads, periods and gates allow, and one step."""
-        lead = step + 1 - self.slowest
+        lead = step + 1 - self.slowest[team]
         for read, gate in self.reads:
+            if read.answer or gate.spec.team != team or gate.spec.quorum:
+                continue
             bound = promised(read.promises, step)[1] + gate.every
             if not gate.spec.push:
                 bound += promised(gate.spec.promises, step)[1]
@@ -447,24 +587,26 @@ class Simulation:
 
     def judge_end(self) -> None:
         """When all have left, everything has been taken, and the rule knows it."""
-        if self.rule.least() != max(self.clock):
-            raise Violation(f"without live ones the clock is {self.rule.least()}")
+        for team, clock in enumerate(self.clocks):
+            if self.rule.least(team) != max(clock):
+                raise Violation(f"without live ones the clock is {self.rule.least(team)}")
+            for rank, steps in enumerate(clock):
+                found = self.rule.teams[team]
+                if found.clock(rank) != steps or found.is_live(rank):
+                    raise Violation(f"replica {rank} has left at clock {clock}")
         for number, gate in enumerate(self.gates):
             if self.queued(gate):
                 raise Violation(f"{gate.spec} is left with {self.queued(gate)}")
-            if self.rule.fired(number) != gate.fired:
+            if self.rule.gates[number].fired != gate.fired:
                 raise Violation(f"{gate.spec} has fired {gate.fired}")
-            table = gate.spec.table
-            if table and self.rule.updates(table) != gate.updates:
-                raise Violation(f"{gate.spec}: {gate.updates} updates")
-        for rank, clock in enumerate(self.clock):
-            if self.rule.clock(rank) != clock or self.rule.is_live(rank):
-                raise Violation(f"replica {rank} has left at clock {clock}")
+            for table in gate.spec.tables:
+                if self.rule.updates(table) != gate.updates:
+                    raise Violation(f"{gate.spec}: {gate.updates} updates")
 
 
-def simulate(seed: int, module: ModuleType = promise_rule, **given: Any) -> Simulation:
+def simulate(seed: int, **given: Any) -> Simulation:
     """Play one seed; a violation names the seed, which plays the same again."""
-    simulation = Simulation(seed, module, **given)
+    simulation = Simulation(seed, **given)
     try:
         simulation.run()
     except Exception as error:

@@ -13,9 +13,9 @@ from flowml.cluster_run import probe_here
 from flowml.compiler.stages import compile_graph
 from flowml.runtime.center import Center
 from flowml.runtime.center_memory import CenterMemory
+from flowml.runtime.contributions import Contribution
 from flowml.runtime.loose_plan import split
 from flowml.runtime.outcome import Order
-from flowml.runtime.values import Value
 
 PUSHES = 100_000
 GROWTH_BYTES = 1 << 20
@@ -33,12 +33,12 @@ def test_it_stays_flat_under_many_updates(push: bool) -> None:
     layouts, loose = probe_here(plan, Order(1, None)), split(plan)
     center = Center(loose, layouts, CenterMemory.private(loose, layouts, 0))
     center.rule.begin()
-    content = layouts["w", -1].views(tuple(np.ones_like(b) for b in layouts["w", -1].allocate()))
+    content = tuple(np.ones_like(b) for b in layouts["w", -1].allocate())
 
     def deliver(count: int) -> None:
         for number in range(count):
             center.rule.read()
-            center.deliver(number % 2, [(Value(content, 2.0), 2.0)], 0)
+            center.deliver(0, number % 2, {0: Contribution(2.0, 2.0, content)}, number % 2)
 
     process = psutil.Process()
     deliver(2000)

@@ -427,7 +427,7 @@ def test_the_kernel_knows_the_user_at_the_other_end(pair: tuple) -> None:
 
 
 def test_a_segment_that_cannot_be_made_is_told_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(nbytes: int) -> Segment:
+    def refuse(nbytes: int, reserved: int | None) -> Segment:
         raise PlanError("shared segment", "needs more memory")
 
     monkeypatch.setattr(host_meeting.Segment, "create", refuse)

@@ -150,14 +150,15 @@ def test_what_has_no_meaning_is_refused(make: Any, words: str) -> None:
         make()
 
 
-def test_groups_are_refused_with_the_reason() -> None:
+@pytest.mark.parametrize("groups", ["host", [[0, 2], [1, 3]]])
+def test_groups_keep_step_and_have_the_bytes_of_the_synchronous_executor(groups: Any) -> None:
     model = fl.models.softmax(FEATURES, CLASSES)
     w = fl.table("w", model.init(seed=0))
     near = fl.aggregate(
         "mean", fl.gradient(model, w, fl.load(examples(), batch_size=5)), within="host"
     )
     graph = fl.Graph(fl.update(w, fl.aggregate("mean", near), fl.sgd(0.1)))
-    with pytest.raises(PlanError, match="groups do not run"):
-        graph.simulate(replicas=2, steps=2)
-    with pytest.raises(PlanError, match="needs steps= or epochs="):
-        training("sync").simulate(replicas=2)
+    truth = graph.run(steps=9, replicas=4, groups=groups, executor="serial")
+    found = graph.simulate(replicas=4, groups=groups, steps=9, compute=fl.simulate.Compute(0.1))
+    assert found.tables["w"]["W"].tobytes() == truth.tables["w"]["W"].tobytes()
+    assert found.seconds == pytest.approx(0.9, rel=0.1)

@@ -1,0 +1,203 @@
+"""The rows of one table, written in place, a few at a time.
+
+A dense table has two versions and a write makes all of the next one; here it touches the rows that
+it names. What it overwrites is noted before, so that a writer who dies, or fails, in the middle
+leaves a table that can be put right: whoever looks at it next takes the noted rows for those that
+replaced them. All of it is done by the one who holds the lock.
+
+Rows get their slots in the order of first touch (row_index.py); memory for them is asked for in
+pieces, as they come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from flowml.errors import DataError
+from flowml.keyed_rows import Initial, KeyedRows
+from flowml.runtime.row_index import RowIndex
+from flowml.types import Array
+
+COUNT, NOTED, STAMP = 0, 1, 2
+WORDS = 8
+
+
+@dataclass(frozen=True)
+class RowArrays:
+    """Arrays over slots, and what is noted of a write; rows are flat here, shape (n, items).
+
+    Attributes
+    ----------
+    words : memoryview of int64
+        Rows that there are; rows noted; writes so far.
+    keys : ndarray of int64, shape (capacity,)
+    rows : ndarray, shape (capacity, items)
+    states : dict of str to ndarray like ``rows``
+        The arrays of the rules' states.
+    stamps : ndarray of int64, shape (capacity,)
+        The number of the last write of each row.
+    noted_slots : ndarray of int64, shape (longest,)
+    noted_rows, noted_states
+        Like ``rows`` and ``states``, for ``longest`` rows.
+    """
+
+    words: memoryview
+    keys: Array
+    rows: Array
+    states: Mapping[str, Array]
+    stamps: Array
+    noted_slots: Array
+    noted_rows: Array
+    noted_states: Mapping[str, Array]
+
+
+class RowStore:
+    """Rows by key.
+
+    Parameters
+    ----------
+    name : str
+        The table, for messages.
+    arrays : RowArrays
+    index : RowIndex
+    initial : callable of keys
+        Makes rows at first touch.
+    fresh_states : callable of rows
+        Makes the states of fresh rows.
+    reserve : callable of (int, int)
+        Told before more rows than ever, or more notes than ever, are written; it may raise.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arrays: RowArrays,
+        index: RowIndex,
+        initial: Initial,
+        fresh_states: Callable[[Array], Mapping[str, Array]],
+        reserve: Callable[[int, int], None] = lambda rows, notes: None,
+    ) -> None:
+        self.name = name
+        self._arrays = arrays
+        self._index = index
+        self._initial = initial
+        self._fresh_states = fresh_states
+        self._reserve = reserve
+
+    @property
+    def count(self) -> int:
+        """Rows that have been touched by a write."""
+        return self._arrays.words[COUNT]
+
+    def read(self, keys: Array) -> Array:
+        """Return a copy of the rows of some keys, shape (n, items).
+
+        Notes
+        -----
+        A read touches nothing: a row that nobody has written is made from its key each time.
+        """
+        slots = self._index.find(keys)
+        found: Array = self._arrays.rows.take(slots, 0, mode="clip")
+        absent = slots < 0
+        if absent.any():
+            found[absent] = self._initial(keys[absent])
+        return found
+
+    def newer(self, keys: Array, stamp: int) -> Array:
+        """Return which of some keys have been written after the write number ``stamp``."""
+        slots = self._index.find(keys)
+        return (slots >= 0) & (self._arrays.stamps.take(slots, mode="clip") > stamp)
+
+    @property
+    def stamp(self) -> int:
+        """The number of writes so far."""
+        return self._arrays.words[STAMP]
+
+    def open(self, keys: Array) -> tuple[Array, Array, dict[str, Array]]:
+        """Return slots, rows and states of keys for a write, and note what they are.
+
+        Parameters
+        ----------
+        keys : ndarray of int64, shape (n,)
+            Each once.
+
+        Raises
+        ------
+        DataError
+            If the table has no room for so many rows.
+        """
+        arrays, words = self._arrays, self._arrays.words
+        slots = self._index.find(keys)
+        absent = slots < 0
+        if absent.any():
+            slots[absent] = self._insert(keys[absent])
+        self._reserve(words[COUNT], len(slots))
+        rows: Array = arrays.rows.take(slots, 0)
+        states = {name: state.take(slots, 0) for name, state in arrays.states.items()}
+        n = len(slots)
+        arrays.noted_slots[:n] = slots
+        arrays.noted_rows[:n] = rows
+        for name, state in states.items():
+            arrays.noted_states[name][:n] = state
+        words[NOTED] = n
+        return slots, rows, states
+
+    def close(self, slots: Array, rows: Array, states: Mapping[str, Array]) -> None:
+        """Write rows and states; ``settle`` forgets what was noted."""
+        arrays, words = self._arrays, self._arrays.words
+        arrays.rows[slots] = rows
+        for name, state in states.items():
+            arrays.states[name][slots] = state
+        words[STAMP] += 1
+        arrays.stamps[slots] = words[STAMP]
+
+    def settle(self) -> None:
+        """Let what was written last be so for good."""
+        self._arrays.words[NOTED] = 0
+
+    def give_up(self) -> None:
+        """Put back what a write has noted, whoever began it; harmless when nothing is."""
+        arrays, n = self._arrays, self._arrays.words[NOTED]
+        if n:
+            slots = arrays.noted_slots[:n]
+            arrays.rows[slots] = arrays.noted_rows[:n]
+            for name, state in arrays.noted_states.items():
+                arrays.states[name][slots] = state[:n]
+            arrays.words[NOTED] = 0
+
+    def copy(self) -> KeyedRows:
+        """Return a copy of all rows, as they were before a write that has not ended."""
+        arrays, n, noted = self._arrays, self.count, self._arrays.words[NOTED]
+        rows = arrays.rows[:n].copy()
+        rows[arrays.noted_slots[:noted]] = arrays.noted_rows[:noted]
+        order = np.argsort(arrays.keys[:n], kind="stable")
+        return KeyedRows(arrays.keys[:n][order], rows[order], self._initial)
+
+    def fill(self, keys: Array, rows: Array) -> None:
+        """Let keys, each given once, have rows at the start."""
+        slots = self._insert(keys)
+        self._arrays.rows[slots] = rows
+
+    def _insert(self, keys: Array) -> Array:
+        arrays, count = self._arrays, self._arrays.words[COUNT]
+        total = count + len(keys)
+        if total > len(arrays.keys):
+            raise DataError(
+                f"table {self.name!r}",
+                f"has room for {len(arrays.keys):,} rows",
+                f"{total:,} keys so far",
+                "Declare more: fl.sparse_table(..., capacity=).",
+            )
+        self._reserve(total, 0)
+        slots = np.arange(count, total)
+        rows = self._initial(keys)
+        arrays.keys[count:total] = keys
+        arrays.rows[count:total] = rows
+        for name, state in self._fresh_states(rows).items():
+            arrays.states[name][count:total] = state
+        self._index.insert(keys, slots)
+        arrays.words[COUNT] = total
+        return slots

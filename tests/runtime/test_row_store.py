@@ -1,0 +1,183 @@
+"""Rows in place: against a dict, with writers that end in the middle, in memory that grows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import flowml as fl
+from flowml.compiler.stages import compile_graph
+from flowml.errors import DataError
+from flowml.rules import At
+from flowml.runtime.arena import Arena
+from flowml.runtime.center_writes import NotFinite, RowWriter
+from flowml.runtime.row_index import DirectIndex, HashIndex, places_for
+from flowml.runtime.row_memory import row_store
+from flowml.runtime.row_store import RowStore
+from flowml.runtime.row_tables import row_spec
+
+RULES = [fl.sgd(0.1), fl.sgd(0.1, momentum=0.9), fl.adagrad(0.5), fl.adam(0.1)]
+
+
+def made(
+    rule: Any = None, rows: int | None = None, capacity: int = 200, notes: int = 64
+) -> tuple[RowStore, RowWriter, list[tuple[int, int]]]:
+    """Return a store, a writer of it, and the memory that was asked for."""
+    table = fl.sparse_table("s", 3, fl.init.normal(1.0), "float64", rows=rows, capacity=capacity)
+    ids = fl.map(lambda x: x[:, 0].astype(int), fl.load(np.zeros((4, 2)), batch_size=2))
+    rows_ = fl.map(lambda r: r, table.at(ids))
+    graph = fl.Graph(fl.update(table.at(ids), rows_, rule or fl.sgd(0.1)))
+    plan = compile_graph(graph.logical, 1)
+    declared = plan.table("s")
+    spec = row_spec(declared, None)
+    counted = Arena(), Arena()
+    row_store(*counted, plan, declared, spec, 0, notes)
+    asked: list[tuple[int, int]] = []
+    fixed = Arena(np.zeros(counted[0].nbytes, np.uint8))
+    grows = Arena(np.zeros(counted[1].nbytes, np.uint8), lambda at, n: asked.append((at, n)))
+    store = row_store(fixed, grows, plan, declared, spec, 0, notes)
+    return store, RowWriter(plan.operator("update_s"), store, checks=True), asked
+
+
+# -- indices -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=200)
+@given(st.lists(st.lists(st.integers(0, 40), max_size=12), max_size=8), st.booleans())
+def test_an_index_is_a_dict(batches: list[list[int]], hashed: bool) -> None:
+    keys, model = np.zeros(64, np.int64), {}
+    if hashed:
+        index: Any = HashIndex(np.zeros(places_for(41), np.int64), keys)
+    else:
+        index = DirectIndex(np.zeros(41, np.int64))
+    for batch in batches:
+        asked = np.array(batch, np.int64)
+        found = index.find(asked)
+        assert found.tolist() == [model.get(key, -1) for key in batch]
+        fresh = np.unique(asked[found < 0])
+        slots = np.arange(len(model), len(model) + len(fresh))
+        keys[slots] = fresh
+        index.insert(fresh, slots)
+        model |= dict(zip(fresh.tolist(), slots.tolist(), strict=True))
+    assert index.find(np.arange(41)).tolist() == [model.get(key, -1) for key in range(41)]
+
+
+def test_a_hash_index_takes_keys_that_collide() -> None:
+    keys = np.arange(0, 2**40, 2**31, dtype=np.int64)
+    index = HashIndex(np.zeros(places_for(len(keys)), np.int64), keys)
+    index.insert(keys, np.arange(len(keys)))
+    assert index.find(keys).tolist() == list(range(len(keys)))
+    assert (index.find(keys + 1) == -1).all()
+
+
+# -- a store against a dict --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rows", [None, 30])
+def test_a_rule_by_rows_is_the_rule_on_each_row(rule: Any, rows: int | None) -> None:
+    store, writer, _ = made(rule, rows)
+    rng = np.random.default_rng(1)
+    model: dict[int, Any] = {}
+    for number in range(20):
+        keys = np.sort(rng.choice(30, size=rng.integers(1, 9), replace=False))
+        update = rng.normal(size=(len(keys), 3))
+        at = At(number, number)
+        for key, change in zip(keys.tolist(), update, strict=True):
+            if key not in model:
+                first = store.read(np.array([key]))[0]
+                model[key] = [first, rule.init(first)]
+            row, state = model[key]
+            rule.step(row, change, state, at, row)
+        writer.write([((update,), keys, at)])
+    found = store.copy()
+    assert found.keys.tolist() == sorted(model)
+    for key, row in zip(found.keys.tolist(), found.rows, strict=True):
+        assert row.tobytes() == model[key][0].tobytes()
+    assert store.read(np.array([29, 3])).tobytes() == found.at([29, 3]).tobytes()
+
+
+def test_reading_touches_nothing() -> None:
+    store, _, _ = made()
+    keys = np.array([5, 1 << 40, 5])
+    found = store.read(keys)
+    assert store.count == 0
+    assert found[0].tobytes() == found[2].tobytes() != found[1].tobytes()
+
+
+def test_which_rows_are_newer() -> None:
+    store, writer, _ = made()
+    for keys in ([1, 2], [2, 3]):
+        writer.write([((np.ones((2, 3)),), np.array(keys), At(0, 0))])
+    assert store.newer(np.array([1, 2, 3, 4]), 0).tolist() == [True, True, True, False]
+    assert store.newer(np.array([1, 2, 3, 4]), 1).tolist() == [False, True, True, False]
+
+
+# -- writers that do not end -------------------------------------------------------------------
+
+
+def test_a_write_that_ends_in_the_middle_is_rolled_back() -> None:
+    store, writer, _ = made(fl.sgd(0.1, momentum=0.9))
+    keys = np.array([2, 7])
+    writer.write([((np.ones((2, 3)),), keys, At(0, 0))])
+    before = store.copy()
+    slots, rows, states = store.open(keys)
+    store._arrays.rows[slots[:1]] = np.nan  # a death here: one row is written, the other is not
+    assert store.copy().rows.tobytes() == before.rows.tobytes()
+    store.give_up()
+    assert store.copy().rows.tobytes() == before.rows.tobytes()
+    assert store.read(keys).tobytes() == before.at(keys).tobytes()
+    store.give_up()
+    writer.write([((np.ones((2, 3)),), keys, At(1, 1))])
+    assert store.copy().rows.tobytes() != before.rows.tobytes()
+    assert rows.shape == (2, 3)
+    assert set(states) == {"update_s/velocity"}
+
+
+def test_states_are_rolled_back_too() -> None:
+    one, two = made(fl.adagrad(0.5)), made(fl.adagrad(0.5))
+    keys = np.array([3])
+    for store, writer, _ in (one, two):
+        writer.write([((np.ones((1, 3)),), keys, At(0, 0))])
+        if store is one[0]:
+            slots, rows, states = store.open(keys)
+            store.close(slots, rows + 1, {name: state * 9 for name, state in states.items()})
+            store.give_up()
+        writer.write([((np.ones((1, 3)),), keys, At(1, 1))])
+    assert one[0].read(keys).tobytes() == two[0].read(keys).tobytes()
+
+
+def test_what_is_not_finite_is_not_written() -> None:
+    store, writer, _ = made()
+    writer.write([((np.ones((1, 3)),), np.array([4]), At(0, 0))])
+    before = store.copy()
+    with pytest.raises(NotFinite):
+        writer.write([((np.full((2, 3), np.inf),), np.array([4, 9]), At(1, 1))])
+    assert store.read(np.array([4])).tobytes() == before.rows.tobytes()
+
+
+# -- memory ------------------------------------------------------------------------------------
+
+
+def test_a_full_table_says_so() -> None:
+    _, writer, _ = made(capacity=3)
+    with pytest.raises(DataError, match=r"has room for 3 rows, got 4 keys so far.*capacity="):
+        writer.write([((np.ones((4, 3)),), np.arange(4), At(0, 0))])
+
+
+def test_memory_is_asked_for_as_rows_come() -> None:
+    store, writer, asked = made(capacity=1_000_000, notes=64)
+    writer.write([((np.ones((2, 3)),), np.array([1, 2]), At(0, 0))])
+    first = sum(nbytes for _, nbytes in asked)
+    assert 0 < first < 20 << 20
+    asked.clear()
+    writer.write([((np.ones((2, 3)),), np.array([1, 2]), At(1, 1))])
+    assert asked == []
+    for start in range(0, 60_000, 60):
+        writer.write([((np.ones((60, 3)),), np.arange(start, start + 60), At(2, 2))])
+    assert 0 < len(asked) < 60
+    assert store.count == 60_000
