@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flowml.actions import SparseRows
 from flowml.compiler.traffic import Traffic, known_layouts
 from flowml.layout import layout_of
 from flowml.plan import Plan
@@ -20,10 +21,12 @@ def step_bytes(plan: Plan, measured: Layouts) -> dict[str, float | None]:
     Returns
     -------
     dict of str to float or None
-        Averages over the periods of the edges, for those that cross; None where not known.
+        Averages over the periods of the edges, for those that cross; None where not known, as
+        where an edge carries the rows that a value names.
     """
     layouts = dict(measured)
-    if not layouts and not any(callable(t.init) for t in plan.tables):
+    made_there = [callable(t.init) or isinstance(t.init, SparseRows) for t in plan.tables]
+    if not layouts and not any(made_there):
         layouts = known_layouts(plan, {(t.name, -1): layout_of(t.init) for t in plan.tables})
     traffic, found = Traffic.of(plan, layouts), dict[str, float | None]()
     everyone = [tuple(range(plan.replicas))]
@@ -31,6 +34,7 @@ def step_bytes(plan: Plan, measured: Layouts) -> dict[str, float | None]:
         for number in range(len(operator.inputs)):
             edge = traffic.edge(operator, number, "", everyone)
             if edge.crosses:
-                before, more = found.get(edge.edge, 0.0), edge.read_bytes
+                before = found.get(edge.edge, 0.0)
+                more = None if operator.inputs[number].ids is not None else edge.read_bytes
                 found[edge.edge] = None if before is None or more is None else before + more
     return found

@@ -116,7 +116,8 @@ class Edge(TypedDict):
     lags: dict[str, int]
     """By replica: steps that its next read would be late."""
     staleness: dict[str, int]
-    """Reads so far by how many steps they were late; of loose edges out of tables."""
+    """Reads so far by how many steps they were late, "64" and all beyond together. Of edges out of
+    tables, and of sums with a bound."""
     exact: bool
     """``staleness`` counts every read; else it counts ``lags`` at each look."""
     bytes: float | None
@@ -194,7 +195,8 @@ class RunSnapshot(RunLine):
     operators: list[Operator]
     edges: list[Edge]
     elsewhere: list[Share]
-    """Parts of the replicas' time that are no operator's: "transfer", "scheduler"."""
+    """Parts of the replicas' time that are no operator's: "transfer", "scheduler", and "wait" at a
+    barrier that is for no edge."""
     width: float
     height: float
     events: list[Said]

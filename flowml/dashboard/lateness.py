@@ -6,6 +6,7 @@ from bokeh.models import BasicTicker, NumeralTickFormatter
 from bokeh.plotting import figure
 
 from flowml.dashboard.contract import Edge, RunSnapshot
+from flowml.dashboard.flows import MOST_BARS
 from flowml.dashboard.looks import (
     SERIES,
     Changes,
@@ -84,13 +85,14 @@ def _add(bars: Rows, edge: Edge, number: int, edges: int) -> None:
     total, width = sum(edge["staleness"].values()), WIDTH / edges
     seen = "reads" if edge["exact"] else "looks"
     for late, count in edge["staleness"].items():
+        more = " or more" if int(late) == MOST_BARS else ""
         bar = (
             int(late) + (number + 0.5) * width - WIDTH / 2,
             count / total,
             width * 0.95,
             edge["name"],
             SERIES[number],
-            f"{edge['name']}: {late} steps late in {count:,} {seen}",
+            f"{edge['name']}: {late}{more} steps late in {count:,} {seen}",
         )
         for column, value in zip(COLUMNS, bar, strict=True):
             bars[column].append(value)

@@ -267,7 +267,7 @@ class RunState:
                 for v in self.card["vertices"]
             ],
             edges=[e.snapshot(self._step_now(), moving) for e in self.edges.values()],
-            elsewhere=shares.others(),
+            elsewhere=shares.others({v["name"] for v in self.card["vertices"]}),
             width=self.card["width"],
             height=self.card["height"],
             events=list(reversed(self._events)),

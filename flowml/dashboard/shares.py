@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -62,9 +62,19 @@ class Shares:
                 found.append(Share(part="wait", edge=edge, share=share))
         return found
 
-    def others(self) -> list[Share]:
-        """Return what belongs to no operator: moving values, and Dask between two windows."""
+    def others(self, names: Container[str]) -> list[Share]:
+        """Return what belongs to no operator of those names.
+
+        Notes
+        -----
+        Moving values, Dask between two windows, and waits at a barrier that is for no edge.
+        """
         found = [Share(part=cast(Part, p), edge="", share=s) for p, s in self.elsewhere.items()]
+        found += [
+            Share(part="wait", edge="", share=share)
+            for edge, share in self.waits.items()
+            if edge.rpartition(" -> ")[2] not in names
+        ]
         return sorted(found, key=lambda share: share["part"])
 
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from flowml.freshness import loosest, staleness_at
 from flowml.plan import Plan
-from flowml.runtime.domain import layout_of_port
 from flowml.runtime.loose_plan import LoosePlan
 from flowml.runtime.meter import TRANSFER, WAITING, Bucket
 
@@ -83,16 +82,22 @@ def _crossing(plan: Plan, phase: int) -> str:
 class PromiseWaits:
     """Names what a replica of a loose run waits for: an edge, or the lock and its own copies."""
 
-    def __init__(self, rule: Any, loose: LoosePlan, rank: int) -> None:
-        self._rule, self._rank = rule, rank
+    def __init__(self, rule: Any, loose: LoosePlan, loop: Any) -> None:
+        self._rule, self._loop = rule, loop
+        first = loose.turns[0].reads
+        self._pulls = [pull for number, pull in loop.replica.pulls if number in first]
         self._into = {
             gate.spec.name: f"{gate.operator.inputs[0].source} -> {gate.spec.name}"
             for gate in loose.gates
         }
 
     def __call__(self, left: Bucket) -> str:
-        """Return the edge that is not fresh enough, the one that is full, or TRANSFER."""
-        missing = self._rule.room(self._rank) or self._rule.missing(self._rank)
+        """Return the edge that is full or not fresh enough for the step, or TRANSFER."""
+        step, rule = self._loop.clock, self._rule
+        due = [pull.spec for pull in self._pulls if pull.is_due(step)]
+        members = self._loop.replica.members.items()
+        full = (rule.room(team, member) for team, member in members)
+        missing = next((m for m in full if m is not None), None) or rule.missing(due, step)
         if missing is None:
             return TRANSFER
         *_, source, reader = missing.edge.split("-> ")
@@ -102,20 +107,22 @@ class PromiseWaits:
 def name_waits(gang: Any) -> None:
     """Let the meters of a gang's ranks name what is waited for."""
     rule = _rule(gang)
-    for rank in gang.ranks:
-        gang.board.meters[rank].wait_of = (
-            BarrierWaits(gang.spec.plan)
-            if rule is None
-            else PromiseWaits(rule, gang.spec.loose, rank)
-        )
+    if rule is None:
+        for rank in gang.ranks:
+            gang.board.meters[rank].wait_of = BarrierWaits(gang.spec.plan)
+    for loop in _loops(gang):
+        waits = PromiseWaits(rule, gang.spec.loose, loop)
+        gang.board.meters[loop.replica.number].wait_of = waits
 
 
 def clocks(gang: Any) -> list[int]:
     """Return the steps that each replica of a loose run has delivered; nothing for a sync run."""
-    rule = _rule(gang)
-    if rule is None:
+    rule, plan = _rule(gang), gang.spec.plan
+    if rule is None or not rule.teams:
         return []
-    return [int(rule.clock(rank)) for rank in range(gang.spec.plan.replicas)]
+    team = rule.teams[0]
+    kind = team.spec.kind
+    return [team.clock(plan.instance_of(kind, rank)) for rank in range(plan.replicas)]
 
 
 def lags(gang: Any) -> list[Lag]:
@@ -125,53 +132,44 @@ def lags(gang: Any) -> list[Lag]:
     -----
     Of replicas inside a step only: what one that waits would miss is more than it is shown.
     """
-    rule, loose = _rule(gang), gang.spec.loose
-    if rule is None:
-        return []
-    found = []
-    numbers = {gate.spec.name: n for n, gate in enumerate(loose.gates)}
-    tables = {gate.spec.table: n for n, gate in enumerate(loose.gates) if gate.spec.table}
-    for rank in gang.ranks:
-        clock, said = rule.clock(rank), gang.board.read(rank)
-        if said.operator_index == WAITING or said.step != clock:
+    rule, loose, found = _rule(gang), gang.spec.loose, []
+    for loop in _loops(gang):
+        rank, step = loop.replica.number, loop.clock
+        said = gang.board.read(rank)
+        if said.operator_index == WAITING or said.step != step:
             continue
         for read in loose.reads:
-            if loosest(read.promises) > 0 and read.table in tables:
-                edge = f"{read.table} -> {read.reader}"
-                late = clock - _complete(rule, loose, tables[read.table])
-                found.append(_lag(edge, rank, late, read.promises, clock))
-        for gate in loose.gates:
+            if loosest(read.promises) > 0 and read.gate >= 0:
+                late = rule.lateness(read, step)
+                found.append(_lag(f"{read.source} -> {read.reader}", rank, late, read, step))
+        for gate in rule.gates:
             if loosest(gate.spec.promises) > 0 and not gate.spec.push:
-                ahead = rule.fired(numbers[gate.spec.name]) - clock
-                edge = f"{gate.operator.inputs[0].source} -> {gate.spec.name}"
-                found.append(_lag(edge, rank, ahead, gate.spec.promises, clock))
+                ahead = max(0, gate.fired * gate.spec.every - step)
+                found.append(_lag(_edge_into(loose, gate), rank, ahead, gate.spec, step))
     return found
 
 
-def _complete(rule: Any, loose: LoosePlan, number: int) -> int:
-    """Return the steps that are complete behind a gate: of all who push, or of its firings."""
-    spec, least = loose.gates[number].spec, int(rule.least())
-    return least if spec.push else max(least, (int(rule.fired(number)) + 1) * spec.every - 1)
+def _edge_into(loose: LoosePlan, gate: Any) -> str:
+    return f"{loose.gates[gate.number].operator.inputs[0].source} -> {gate.spec.name}"
 
 
-def _lag(edge: str, rank: int, steps: int, promises: Any, clock: int) -> Lag:
-    bound = staleness_at(promises, clock)
-    return Lag(edge, rank, max(0, steps), None if math.isinf(bound) else int(bound))
+def _lag(edge: str, rank: int, steps: int, promised: Any, step: int) -> Lag:
+    bound = staleness_at(promised.promises, step)
+    return Lag(edge, rank, steps, None if math.isinf(bound) else int(bound))
 
 
 def sent(gang: Any) -> list[Sent]:
     """Return what each edge with a codec has carried so far, from the replicas of a worker."""
     found: dict[str, Sent] = {}
-    for loop in getattr(gang, "_loops", ()):
-        replica, plan = loop.replica, gang.spec.plan
-        for number, codec in replica.codecs.items():
-            gate = gang.spec.loose.gates[number]
-            port = gate.operator.inputs[0]
-            edge = f"{port.source} -> {gate.spec.name}"
-            times = replica.rank.committed // gate.spec.every
-            raw = times * layout_of_port(plan, gang.spec.layouts, port).nbytes
+    for replica in (loop.replica for loop in _loops(gang)):
+        for entry in replica.inputs.values():
+            if entry._codec is None:
+                continue
+            edge = f"{entry.gate.operator.inputs[0].source} -> {entry.gate.spec.name}"
+            raw = replica.rank.committed // entry.gate.spec.every * entry._layout.nbytes
             before = found.get(edge, Sent(edge, 0, 0))
-            found[edge] = Sent(edge, before.raw_bytes + raw, before.sent_bytes + codec.sent_bytes)
+            coded = before.sent_bytes + entry._codec.sent_bytes
+            found[edge] = Sent(edge, before.raw_bytes + raw, coded)
     return list(found.values())
 
 
@@ -179,3 +177,9 @@ def _rule(gang: Any) -> Any:
     """Return the rule of promises that a loose gang shares, or None."""
     center = getattr(gang, "_center", None)
     return None if center is None else center.rule
+
+
+def _loops(gang: Any) -> tuple[Any, ...]:
+    """Return the step loops of the replicas of a loose gang."""
+    found: tuple[Any, ...] = getattr(gang, "_loops", ())
+    return found

@@ -1,6 +1,7 @@
 """What the scheduler is told of a run before it begins."""
 
 import msgpack
+import numpy as np
 import pytest
 
 import flowml as fl
@@ -48,6 +49,18 @@ def test_a_table_made_by_a_function_is_not_made_for_the_card():
     graph = fl.Graph(fl.update(w, fl.aggregate("mean", grads), fl.sgd(0.1)))
     found = step_bytes(compile_graph(graph.logical, 2), {})
     assert found == {"w -> gradient": None, "gradient -> mean": None}
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_how_many_rows_travel_is_not_known_before(kind):
+    batch = fl.load(examples(), batch_size=16)
+    ids = fl.map(lambda rows: np.arange(len(rows[0])) % 3, batch, name="ids")
+    made = np.zeros((3, 2), "float32")
+    table = fl.table("s", made) if kind == "dense" else fl.sparse_table("s", 2)
+    rows = fl.map(lambda r: -r, table.at(ids), name="rows")
+    graph = fl.Graph(fl.update(table.at(ids), rows, fl.sgd(0.1)))
+    found = {name: edge.step_bytes for name, edge in edges(graph).items()}
+    assert found["s -> rows"] is None
 
 
 def test_nothing_crosses_with_one_replica():

@@ -268,6 +268,18 @@ def test_a_wait_at_a_barrier_belongs_to_all_that_read_behind_it():
     assert operator(found, "w")["share"] == pytest.approx(0.375)
 
 
+def test_a_barrier_that_is_for_no_edge_is_nobodys_wait():
+    spent = {("compute", "gradient"): 0.1, ("wait", "barrier"): 0.3}
+    found = looked_at(spent, running(sync_graph()))
+    assert found["elsewhere"] == [{"part": "wait", "edge": "", "share": pytest.approx(0.75)}]
+
+
+def test_staleness_without_a_bound_has_a_last_bar():
+    run = running(windows=1)
+    window(run, 1, at=3.0, late=(900, 64))
+    assert edge(seen(run, 3.0), "w -> gradient")["staleness"] == {"0": 100, "64": 100}
+
+
 def test_exchanges_with_other_hosts_are_no_waits():
     run = running(sync_graph())
     for worker in range(2):

@@ -11,7 +11,8 @@ import pytest
 import flowml as fl
 from flowml.compiler.stages import compile_graph
 from flowml.compiler.traffic import known_layouts
-from flowml.protocol.promise_rule import Missing
+from flowml.protocol.promise_rule import PromiseRule
+from flowml.protocol.promise_specs import Missing
 from flowml.runtime.board import Board
 from flowml.runtime.loose_plan import split
 from flowml.runtime.meter import TRANSFER, WAITING
@@ -71,49 +72,64 @@ def test_a_rank_without_work_in_a_phase_waits_for_the_next_one() -> None:
 # -- loose -------------------------------------------------------------------------------------
 
 
-class Rule:
-    """What a rule of promises says, as the test wants it."""
+class Loop:
+    """The step loop of a replica, which stands where the test wants it."""
 
-    def __init__(self, missing: Any = None, room: Any = None) -> None:
-        self.clocks, self.fires = [7, 5], 5
-        self._missing, self._room = missing, room
+    def __init__(self, loose: Any, rank: int, clock: int = 0, inputs: Any = ()) -> None:
+        self.clock = clock
+        pulls = [SimpleNamespace(spec=read, is_due=lambda step: True) for read in loose.reads]
+        self.replica = SimpleNamespace(
+            number=rank,
+            pulls=tuple(enumerate(pulls)),
+            members={0: rank},
+            inputs=dict(enumerate(inputs)),
+            rank=SimpleNamespace(committed=clock),
+        )
 
-    def missing(self, rank: int) -> Any:
-        return self._missing
 
-    def room(self, rank: int) -> Any:
-        return self._room
+def rule_of(loose: Any, *clocks: int) -> PromiseRule:
+    """Return the rule of a loose plan after replicas have delivered so many steps each."""
+    words = np.zeros(PromiseRule.size(loose.teams, loose.gates_specs, loose.tables), np.int64)
+    rule = PromiseRule(words, loose.teams, loose.gates_specs, loose.tables, 100)
+    rule.begin()
+    for rank, clock in enumerate(clocks):
+        for _ in range(clock):
+            rule.deliver(0, rank)
+            list(rule.firings())
+    return rule
 
-    def clock(self, rank: int) -> int:
-        return self.clocks[rank]
 
-    def least(self) -> int:
-        return min(self.clocks)
+def gang(plan: Any, rule: Any = None, *loops: Loop) -> Any:
+    board = Board(np.zeros(Board.nbytes(2, 1), np.uint8), 2, 1)
+    loose = None if rule is None else split(plan)
+    found = SimpleNamespace(board=board, ranks=(0, 1), spec=SimpleNamespace(plan=plan, loose=loose))
+    if rule is not None:
+        found._center, found._loops = SimpleNamespace(rule=rule), loops
+    return found
 
-    def fired(self, gate: int) -> int:
-        return self.fires
+
+def parts_of(plan: Any) -> Any:
+    """Return a loose plan with the specs of its gates beside."""
+    loose = split(plan)
+    object.__setattr__(loose, "gates_specs", tuple(gate.spec for gate in loose.gates))
+    return loose
 
 
 @pytest.mark.parametrize(
-    ("missing", "room", "name"),
-    [
-        (None, None, TRANSFER),
-        (Missing("update_w -> w -> gradient", (1,), 4), None, "w -> gradient"),
-        (None, Missing("-> update_w", (1,), 4), "gradient -> update_w"),
-    ],
+    ("clocks", "name"), [((3, 0), TRANSFER), ((4, 0), "w -> gradient"), ((4, 1), TRANSFER)]
 )
-def test_a_loose_wait_is_for_an_edge_or_to_move_values(missing: Any, room: Any, name: str) -> None:
-    waits = PromiseWaits(Rule(missing, room), split(loose_plan()), 0)
-    assert waits(0) == name
+def test_a_loose_wait_is_for_an_edge_or_to_move_values(clocks: tuple[int, int], name: str) -> None:
+    loose = parts_of(loose_plan())
+    rule = rule_of(loose, *clocks)
+    assert PromiseWaits(rule, loose, Loop(loose, 0, clocks[0]))(0) == name
 
 
-def gang(plan: Any, rule: Any = None, ranks: tuple[int, ...] = (0, 1)) -> Any:
-    board = Board(np.zeros(Board.nbytes(2, 1), np.uint8), 2, 1)
-    loose = None if rule is None else split(plan)
-    found = SimpleNamespace(board=board, ranks=ranks, spec=SimpleNamespace(plan=plan, loose=loose))
-    if rule is not None:
-        found._center = SimpleNamespace(rule=rule)
-    return found
+def test_a_wait_for_room_is_for_the_edge_that_is_full() -> None:
+    loose = parts_of(mean_plan())
+    rule = SimpleNamespace(
+        room=lambda team, member: Missing("-> mean", (1,), 4), missing=lambda reads, step: None
+    )
+    assert PromiseWaits(rule, loose, Loop(loose, 0, 1))(0) == "gradient -> mean"
 
 
 def test_the_meters_of_a_gang_name_its_waits() -> None:
@@ -128,9 +144,23 @@ def test_the_meters_of_a_gang_name_its_waits() -> None:
     assert (lags(found), clocks(found), sent(found)) == ([], [], [])
 
 
+def test_the_meters_of_a_loose_gang_do_too() -> None:
+    plan = loose_plan()
+    loose = parts_of(plan)
+    found = gang(plan, rule_of(loose, 4, 0), Loop(loose, 0, 4), Loop(loose, 1, 0))
+    name_waits(found)
+    buckets = []
+    for meter in found.board.meters:
+        meter.allow(9)
+        meter.count(WAITING)
+        buckets.append(meter.bucket)
+    assert buckets == ["w -> gradient", TRANSFER]
+
+
 def test_lags_are_those_of_replicas_inside_their_step() -> None:
-    plan, rule = loose_plan(), Rule()
-    found = gang(plan, rule)
+    plan = loose_plan()
+    loose = parts_of(plan)
+    found = gang(plan, rule_of(loose, 7, 5), Loop(loose, 0, 7), Loop(loose, 1, 5))
     found.board.enter(0, index_of(plan, "gradient"), 7)
     found.board.enter(1, WAITING, 5)
     assert lags(found) == [("w -> gradient", 0, 2, 3)]
@@ -142,31 +172,30 @@ def test_lags_are_those_of_replicas_inside_their_step() -> None:
 
 
 def test_behind_a_sum_the_firings_count() -> None:
-    plan, rule = mean_plan(), Rule()
-    found = gang(plan, rule, ranks=(0,))
-    found.board.enter(0, index_of(plan, "gradient"), 7)
-    rule.fires = 6
-    assert lags(found) == [("w -> gradient", 0, 1, 3), ("gradient -> mean", 0, 0, 3)]
-    rule.clocks, rule.fires = [7, 9], 9
-    assert lags(found)[1] == ("gradient -> mean", 0, 2, 3)
+    plan = mean_plan()
+    loose = parts_of(plan)
+    rule = rule_of(loose, 3, 1)
+    found = gang(plan, rule, Loop(loose, 0, 3), Loop(loose, 1, 1))
+    for rank, step in ((0, 3), (1, 1)):
+        found.board.enter(rank, index_of(plan, "gradient"), step)
+    fired = rule.gates[0].fired
+    assert fired > 1  # it has taken what came first
+    ahead = {lag.replica: lag.steps for lag in lags(found) if lag.edge == "gradient -> mean"}
+    assert ahead == {0: max(0, fired - 3), 1: fired - 1}
 
 
 def test_what_codecs_have_sent_is_added_up_over_replicas() -> None:
-    w = weights()
-    grads = gradient(w).compress(fl.codecs.top_k(0.5))
-    plan = compile_graph(
-        fl.Graph(fl.update(w, fl.aggregate("mean", grads), fl.sgd(0.1))).logical, 2
-    )
-    found = gang(plan, Rule())
-    layout = known_layouts(plan, {})
-    found.spec.layouts = layout
-    found._loops = tuple(
+    plan = loose_plan()
+    loose = parts_of(plan)
+    layout = known_layouts(plan, {})["gradient", 0]
+    entries = [
         SimpleNamespace(
-            replica=SimpleNamespace(
-                rank=SimpleNamespace(committed=10), codecs={0: SimpleNamespace(sent_bytes=count)}
-            )
+            gate=loose.gates[0], _layout=layout, _codec=SimpleNamespace(sent_bytes=count)
         )
         for count in (100, 50)
-    )
-    nbytes = layout["gradient", 0].nbytes
-    assert sent(found) == [("gradient -> mean", 20 * nbytes, 150)]
+    ]
+    loops = [Loop(loose, rank, 10, [entry]) for rank, entry in enumerate(entries)]
+    found = gang(plan, rule_of(loose, 10, 10), *loops)
+    assert sent(found) == [("gradient -> update_w", 20 * layout.nbytes, 150)]
+    entries[1]._codec = None
+    assert sent(found) == [("gradient -> update_w", 10 * layout.nbytes, 100)]
