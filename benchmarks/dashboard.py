@@ -11,6 +11,9 @@ Three kinds of pairs, on one cluster of processes:
   order each time;
 - *without / without*: the same for runs that differ in nothing. No ratio is better known than this.
 
+Beside the median of the ratios stands that of the quietest fifth of each side: on a machine that
+others use too, most stretches are of a busy spell.
+
 CPU seconds are those of the scheduler's and the workers' processes together, user and system. What
 a run costs before its first steps, and a page before it is there, is not counted. About five
 minutes a graph.
@@ -32,6 +35,7 @@ from typing import Any, NamedTuple
 
 import dask
 import numpy as np
+from dashboard_report import LIMITS, compared, text
 from distributed import Client, SubprocessCluster
 from sync_case import CLASSES, PIXELS, REPLICAS
 
@@ -39,7 +43,6 @@ import flowml as fl
 from flowml.dashboard.plugin import NAME
 from flowml.events import Event, WindowDone
 
-LIMITS = {"open / idle": 1.05, "idle / without": 1.01, "without / without": None}
 BATCH = 32
 PILOT_STEPS = 2000
 WINDOW_SECONDS = 0.25
@@ -269,39 +272,6 @@ def pairs_of(
     return found
 
 
-def compared(pairs: Sequence[Any], limit: float | None, rng: np.random.Generator) -> dict[str, Any]:
-    """Return the ratios of pairs with their spread, and what the scheduler takes of a core."""
-    values = np.array(pairs)  # (pairs, 2 sides, 2 numbers)
-    ratios = values[:, 0, 0] / values[:, 1, 0]
-    medians = np.median(rng.choice(ratios, (2000, len(ratios))), axis=1)
-    low, high = np.quantile(medians, (0.025, 0.975))
-    quarter, half, three = np.quantile(ratios, (0.25, 0.5, 0.75))
-    return {
-        "cpu_us_per_step": (1e6 * values[:, :, 0]).tolist(),
-        "ratio": float(half),
-        "quartiles": [float(quarter), float(three)],
-        "interval": [float(low), float(high)],
-        "limit": limit,
-        "scheduler_share": np.median(values[:, :, 1], axis=0).tolist(),
-    }
-
-
-def text(graph: str, results: dict[str, Any]) -> str:
-    """Return the comparisons of a graph in words."""
-    lines = [
-        f"{graph}: softmax {PIXELS}-{CLASSES}, {BATCH} examples a replica, {REPLICAS} replicas"
-    ]
-    for kind, r in results.items():
-        (quarter, three), (low, high) = r["quartiles"], r["interval"]
-        one, other = r["scheduler_share"]
-        limit = f", limit {r['limit']:.2f}" if r["limit"] else ""
-        lines.append(
-            f"  {kind}: median {r['ratio']:.3f} (95 %: {low:.3f} to {high:.3f}{limit}), quartiles "
-            f"{quarter:.3f} to {three:.3f}; scheduler {one:.2%} and {other:.2%} of a core"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Measure what the command line asks for, and print it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -322,7 +292,10 @@ def main() -> None:
             pairs = pairs_of(on, graph_of(name, examples), asked.repetitions, rng)
             results[name] = {k: compared(v, LIMITS[k], rng) for k, v in pairs.items()}
     for name, result in results.items():
-        print(text(name, result))
+        print(
+            f"{name}: softmax {PIXELS}-{CLASSES}, {BATCH} examples a replica, {REPLICAS} replicas"
+        )
+        print(text(result))
     if asked.json:
         asked.json.write_text(json.dumps({"repetitions": asked.repetitions, "results": results}))
 

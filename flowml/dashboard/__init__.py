@@ -9,5 +9,5 @@
     workers                        snapshot.py    the same as JSON   ---> /flowml/state.json
     reports while looked at  --->  page.py        the same as a page ---> /flowml
 
-Nothing here is imported by what runs a graph: a run is followed, it does not know it.
+The runtime does not know of it: cluster_run.py opens the page and lets the run be followed.
 """

@@ -30,12 +30,13 @@ def open_page(client: Client, card: RunCard, order: Order) -> Follower:
     Follower
         Its ``link`` is "" where the scheduler has no page for it.
     """
-    client.register_plugin(FlowDashboard())
-    key = uuid.uuid4().hex[:8]
-    reply = client.sync(
-        getattr(client.scheduler, OPEN), key=key, client=client.id, card=card.as_message()
-    )
-    if reply is None:  # a plugin that was taken down does not answer
+    key, reply = uuid.uuid4().hex[:8], None
+    with suppress(OSError, TimeoutError):  # a run says itself that there is no scheduler
+        client.register_plugin(FlowDashboard())
+        reply = client.sync(
+            getattr(client.scheduler, OPEN), key=key, client=client.id, card=card.as_message()
+        )
+    if reply is None:  # nor does a plugin answer that was taken down
         return Follower(client, key, order, False, "")
     link = page_link(client) if reply["page"] else ""
     if link:
@@ -95,9 +96,8 @@ class Follower:
     def tell(self, event: Event) -> None:
         """Tell the scheduler an event; nothing happens if the connection is closed."""
         if self.is_open:
-            with suppress(OSError, ValueError):  # the run itself says what that means for it
-                message = {"op": EVENT, "key": self.key, "event": as_message(event)}
-                tell_from_client(self.client, message)
+            message = {"op": EVENT, "key": self.key, "event": as_message(event)}
+            tell_from_client(self.client, message)
 
 
 def as_message(event: Event) -> dict[str, Any]:

@@ -45,7 +45,10 @@ def serve(scheduler: Any, plugin: str) -> bool:
     add_route(scheduler, TWIN, StateHandler, {"scheduler": scheduler, "plugin": plugin})
     try:
         from flowml.dashboard.page import add_to
+
+        return add_to(scheduler, plugin)
     except ImportError as error:
         logger.info("no page /%s: %s", PAGE, error)
-        return False
-    return add_to(scheduler, plugin)
+    except Exception:  # whatever another release of Bokeh or Dask does: no run fails of it
+        logger.exception("no page /%s", PAGE)
+    return False

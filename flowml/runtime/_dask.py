@@ -11,9 +11,11 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future as Waiting
+from contextlib import suppress
 from time import time
 from typing import Any
 
+from distributed.client import ClosedClientError
 from distributed.metrics import context_meter
 from distributed.protocol.pickle import dumps as dask_dumps
 from distributed.protocol.serialize import to_serialize
@@ -120,8 +122,14 @@ def tell_from_worker(worker: Any, message: dict[str, Any]) -> None:
 
 
 def tell_from_client(client: Any, message: dict[str, Any]) -> None:
-    """Send a one-way message to the scheduler from any thread of a client; see above."""
-    client._send_to_scheduler(message)
+    """Send a one-way message to the scheduler from any thread of a client, unless it is closed.
+
+    Notes
+    -----
+    The scheduler must have a taker of that name, as above.
+    """
+    with suppress(ClosedClientError):
+        client._send_to_scheduler(message)
 
 
 def digest(label: str, seconds: float) -> None:

@@ -22,9 +22,8 @@ Spent = Mapping[int, Mapping[Bucket, float]]
 
 def metered(gang: Gang) -> Spent:
     """Return what the ranks of a gang have counted so far."""
-    if gang.board is None:
-        return {}
-    return {rank: gang.board.meters[rank].seconds() for rank in gang.ranks}
+    board = gang.board  # another thread may let go of it meanwhile
+    return {} if board is None else {rank: board.meters[rank].seconds() for rank in gang.ranks}
 
 
 def tell_activities(plan: Plan, window: Window, before: Spent, after: Spent) -> None:

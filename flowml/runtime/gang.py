@@ -179,7 +179,7 @@ class Gang:
         for rank in self._states:
             rank.enter(WAITING, 0)
         self.watch, self.board = Watch(spec, self.worker, board), board
-        name_waits(self)
+        name_waits(self, board)
         if self._courier is not None:
             self._courier.on_silence = self.watch.silent
 
@@ -272,8 +272,8 @@ class Gang:
 
     def _meter(self, *, begins: bool) -> None:
         """Let the ranks count a little of each window, and what lies between two as Dask's."""
-        meters = [] if self.board is None else [self.board.meters[r] for r in self.ranks]
-        for meter in meters:
+        board = self.board  # another thread may let go of it meanwhile
+        for meter in [] if board is None else [board.meters[rank] for rank in self.ranks]:
             if begins:
                 meter.allow(WINDOW_ENTRIES)
             else:

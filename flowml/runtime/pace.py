@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from flowml.freshness import loosest, staleness_at
 from flowml.plan import Plan
+from flowml.runtime.board import Board
 from flowml.runtime.loose_plan import LoosePlan
 from flowml.runtime.meter import TRANSFER, WAITING, Bucket
 
@@ -104,15 +105,15 @@ class PromiseWaits:
         return f"{source.strip()} -> {reader}" if source.strip() else self._into[reader]
 
 
-def name_waits(gang: Any) -> None:
+def name_waits(gang: Any, board: Board) -> None:
     """Let the meters of a gang's ranks name what is waited for."""
     rule = _rule(gang)
     if rule is None:
         for rank in gang.ranks:
-            gang.board.meters[rank].wait_of = BarrierWaits(gang.spec.plan)
+            board.meters[rank].wait_of = BarrierWaits(gang.spec.plan)
     for loop in _loops(gang):
         waits = PromiseWaits(rule, gang.spec.loose, loop)
-        gang.board.meters[loop.replica.number].wait_of = waits
+        board.meters[loop.replica.number].wait_of = waits
 
 
 def clocks(gang: Any) -> list[int]:
@@ -125,7 +126,7 @@ def clocks(gang: Any) -> list[int]:
     return [team.clock(plan.instance_of(kind, rank)) for rank in range(plan.replicas)]
 
 
-def lags(gang: Any) -> list[Lag]:
+def lags(gang: Any, board: Board) -> list[Lag]:
     """Return how late each loose edge is for each replica of a worker; nothing for a sync run.
 
     Notes
@@ -135,7 +136,7 @@ def lags(gang: Any) -> list[Lag]:
     rule, loose, found = _rule(gang), gang.spec.loose, []
     for loop in _loops(gang):
         rank, step = loop.replica.number, loop.clock
-        said = gang.board.read(rank)
+        said = board.read(rank)
         if said.operator_index == WAITING or said.step != step:
             continue
         for read in loose.reads:

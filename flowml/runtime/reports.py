@@ -85,7 +85,7 @@ def report(gang: Gang) -> dict[str, Any] | None:
         steps, bound); ``sent``: (edge, raw bytes, sent bytes); ``between_hosts``: seconds.
         None before its ranks have joined, and after they have left.
     """
-    board = gang.board
+    board = gang.board  # another thread may let go of it meanwhile
     if board is None:
         return None
     plan, ranks = gang.spec.plan, []
@@ -106,7 +106,7 @@ def report(gang: Gang) -> dict[str, Any] | None:
         "worker": gang.worker,
         "ranks": ranks,
         "clocks": clocks(gang),
-        "lags": [tuple(lag) for lag in lags(gang)],
+        "lags": [tuple(lag) for lag in lags(gang, board)],
         "sent": [tuple(one) for one in sent(gang)],
         "between_hosts": gang.swap_seconds,
     }

@@ -6,6 +6,7 @@ from typing import get_args
 
 import msgpack
 import pytest
+from distributed.client import ClosedClientError
 
 from flowml.dashboard.follow import Follower, as_message, finished, first_line, page_link
 from flowml.errors import OperatorError
@@ -117,7 +118,7 @@ def test_a_run_goes_on_when_the_connection_is_closed():
         order.tell(EVENTS[0])
         return outcome
 
-    assert follower(FakeClient(OSError("closed"))).follow(execute) is outcome
+    assert follower(FakeClient(ClosedClientError("closed"))).follow(execute) is outcome
 
 
 def test_nothing_is_told_to_a_scheduler_that_has_not_taken_the_run_in():

@@ -241,6 +241,22 @@ def test_without_bokeh_there_is_the_json(monkeypatch: pytest.MonkeyPatch) -> Non
     on_a_scheduler(check)
 
 
+def test_a_page_that_cannot_be_added_fails_no_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def add_to(scheduler: Any, plugin: str) -> bool:
+        raise AttributeError("another release of Dask")
+
+    monkeypatch.setattr("flowml.dashboard.page.add_to", add_to)
+
+    async def check(scheduler: Scheduler) -> None:
+        assert not scheduler.plugins[NAME].has_page
+        assert (await fetched(scheduler, "/flowml/state.json"))[0] == 200
+
+    on_a_scheduler(check)
+    assert "another release of Dask" in caplog.text
+
+
 def test_a_plugin_that_comes_again_is_the_one_that_is_asked() -> None:
     async def check(scheduler: Scheduler) -> None:
         await scheduler.plugins[NAME].close()

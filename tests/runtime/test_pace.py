@@ -135,20 +135,20 @@ def test_a_wait_for_room_is_for_the_edge_that_is_full() -> None:
 def test_the_meters_of_a_gang_name_its_waits() -> None:
     plan = sync_plan()
     found = gang(plan)
-    name_waits(found)
+    name_waits(found, found.board)
     for meter in found.board.meters:
         meter.allow(9)
         meter.count(index_of(plan, "gradient"))
         meter.count(WAITING)
         assert meter.bucket == "gradient -> mean"
-    assert (lags(found), clocks(found), sent(found)) == ([], [], [])
+    assert (lags(found, found.board), clocks(found), sent(found)) == ([], [], [])
 
 
 def test_the_meters_of_a_loose_gang_do_too() -> None:
     plan = loose_plan()
     loose = parts_of(plan)
     found = gang(plan, rule_of(loose, 4, 0), Loop(loose, 0, 4), Loop(loose, 1, 0))
-    name_waits(found)
+    name_waits(found, found.board)
     buckets = []
     for meter in found.board.meters:
         meter.allow(9)
@@ -163,11 +163,11 @@ def test_lags_are_those_of_replicas_inside_their_step() -> None:
     found = gang(plan, rule_of(loose, 7, 5), Loop(loose, 0, 7), Loop(loose, 1, 5))
     found.board.enter(0, index_of(plan, "gradient"), 7)
     found.board.enter(1, WAITING, 5)
-    assert lags(found) == [("w -> gradient", 0, 2, 3)]
+    assert lags(found, found.board) == [("w -> gradient", 0, 2, 3)]
     found.board.enter(1, index_of(plan, "gradient"), 4)  # it has just delivered step 4
-    assert [lag.replica for lag in lags(found)] == [0]
+    assert [lag.replica for lag in lags(found, found.board)] == [0]
     found.board.enter(1, index_of(plan, "gradient"), 5)
-    assert lags(found)[-1] == ("w -> gradient", 1, 0, 3)
+    assert lags(found, found.board)[-1] == ("w -> gradient", 1, 0, 3)
     assert clocks(found) == [7, 5]
 
 
@@ -180,7 +180,9 @@ def test_behind_a_sum_the_firings_count() -> None:
         found.board.enter(rank, index_of(plan, "gradient"), step)
     fired = rule.gates[0].fired
     assert fired > 1  # it has taken what came first
-    ahead = {lag.replica: lag.steps for lag in lags(found) if lag.edge == "gradient -> mean"}
+    ahead = {
+        lag.replica: lag.steps for lag in lags(found, found.board) if lag.edge == "gradient -> mean"
+    }
     assert ahead == {0: max(0, fired - 3), 1: fired - 1}
 
 
