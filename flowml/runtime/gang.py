@@ -53,7 +53,7 @@ from flowml.types import Array, Pytree
 FINISHING = ("aggregate", "update", "assign")
 """What a rank still does when the run is over: past the barrier before, its step is whole."""
 WINDOW_ENTRIES = 400
-"""Entries that each rank counts in a window even if nobody looks: some ten steps."""
+"""Entries that each rank counts in a window for Dask's fine metrics: some dozens of steps."""
 Committed = dict[int, dict[tuple[str, int], Pytree]]
 """By steps that are done: (table, instance) -> its value then."""
 
@@ -423,6 +423,8 @@ class Gang:
         self._programs.clear()
         self._parts.clear()
         self._snapshots.clear()
+        for meter in self.board.meters if self.board is not None else ():
+            meter.close()
         self.watch = self.board = None
 
 

@@ -84,6 +84,11 @@ class Meter:
             self._spent[self._bucket] += now - self._since
         self._bucket, self._since = bucket, now
 
+    def close(self) -> None:
+        """Count no more, and let go of what names the waits: it may hold shared memory."""
+        self.counting.clear()
+        self.wait_of = _nameless
+
     @property
     def bucket(self) -> Bucket:
         """What the rank is in now; "" while it does not count."""

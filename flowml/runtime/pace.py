@@ -102,7 +102,7 @@ class PromiseWaits:
         if missing is None:
             return TRANSFER
         *_, source, reader = missing.edge.split("-> ")
-        return f"{source.strip()} -> {reader}" if source.strip() else self._into[reader]
+        return f"{source.strip()} -> {reader}" if source.strip() else self._into.get(reader, reader)
 
 
 def name_waits(gang: Any, board: Board) -> None:
