@@ -56,6 +56,7 @@ def _chart(
         line_width=2,
         legend_label="loss",
     )
+    found.scatter(axis, "value", source=sources["losses"], color="#4472b8", size=3)
     found.extra_y_ranges = {"score": scores}
     # A legend groups by a column of one source: the other source needs another name for it.
     for kind, legend_field, scale, dashes in (

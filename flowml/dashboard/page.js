@@ -90,8 +90,9 @@ window.flowml = (() => {
       const middle = vertex.left + vertex.width / 2;
       element("text", {x: middle, y: vertex.top + 20, "text-anchor": "middle", "font-size": 13, "font-weight": 600, fill: "#1b2a41"}, group, vertex.title);
       element("text", {x: middle, y: vertex.top + 36, "text-anchor": "middle", "font-size": 11, fill: "#56657c"}, group, vertex.detail);
-      if (vertex.kind === "table") continue;
-      const ring = element("g", {class: "ring", visibility: "hidden"}, group);
+    }
+    for (const vertex of run.operators.filter((o) => o.kind !== "table")) {  // rings above all boxes
+      const ring = element("g", {"data-ring": vertex.name, visibility: "hidden"}, sheet);
       const [x, y] = [vertex.left + vertex.width, vertex.top + BOX];
       element("circle", {cx: x, cy: y, r: RING, fill: "#fff", stroke: "#d5dbe5", "stroke-width": 5}, ring);
       element("circle", {class: "share", cx: x, cy: y, r: RING, fill: "none", "stroke-width": 5, pathLength: 100,
@@ -151,7 +152,7 @@ window.flowml = (() => {
         box.setAttribute("fill", vertex.kind === "table" && vertex.state !== "waiting" ? "#fff" : fill);
         box.setAttribute("stroke", stroke);
       }
-      const ring = group.querySelector(".ring");
+      const ring = document.querySelector(`#flowml-graph [data-ring="${CSS.escape(vertex.name)}"]`);
       if (ring === null) continue;
       ring.setAttribute("visibility", vertex.share === null ? "hidden" : "visible");
       if (vertex.share !== null) {
@@ -174,7 +175,7 @@ window.flowml = (() => {
       const row = document.createElement("tr");
       row.className = r.slowness !== null && r.slowness > 1.2 ? "slow" : "";
       const place = {wait: `waits for ${r.within || "others"}`, transfer: "moving values", scheduler: "between windows"}[r.part] || r.within;
-      const cells = [r.replica, r.worker, r.busy === null ? "–" : number(1000 * r.busy, 3), r.slowness === null ? "–" : `${r.slowness.toFixed(2)} ×`,
+      const cells = [r.replica, r.worker.replace(/^[a-z]+:\/\//, ""), r.busy === null ? "–" : number(1000 * r.busy, 3), r.slowness === null ? "–" : `${r.slowness.toFixed(2)} ×`,
         percent(r.wait_share), r.behind || "", place + (r.since !== null && r.since > 1 ? ` for ${duration(r.since)}` : "")];
       for (const cell of cells) row.insertCell().textContent = cell;
       return row;

@@ -12,7 +12,6 @@ from flowml.dashboard.looks import (
     Rows,
     chart,
     hover,
-    legend,
     reach,
     rows,
     source,
@@ -41,11 +40,9 @@ def charts() -> dict[str, figure]:
         color="color",
         line_color="#ffffff",
         line_width=0.5,
-        legend_field="part",
         source=source("timeline", *COLUMNS),
     )
     hover(found, ("", "@text"), renderers=[bars])
-    legend(found)
     return {"timeline": found}
 
 

@@ -12,7 +12,6 @@ from flowml.dashboard.looks import (
     Rows,
     chart,
     hover,
-    legend,
     reach,
     rows,
     source,
@@ -21,6 +20,7 @@ from flowml.dashboard.looks import (
 
 MOST_ROWS = 14
 COLUMNS = ("name", "left", "right", "part", "color", "text")
+"""The colours of the parts are explained in page.html."""
 WORDS = {
     "compute": "computing",
     "apply": "sums and writes",
@@ -42,11 +42,9 @@ def charts() -> dict[str, figure]:
         right="right",
         height=0.66,
         color="color",
-        legend_field="part",
         source=source("shares", *COLUMNS),
     )
     hover(found, ("", "@text"), renderers=[bars])
-    legend(found)
     return {"shares": found}
 
 

@@ -240,7 +240,9 @@ def check_the_parts(tab: Tab) -> None:
     assert tab.rows("bounds")["name"] == ["w -> gradient: at most 3"]
     assert set(tab.rows("shares")["part"]) >= {"computing", "waiting", "sums and writes"}
     assert "waits for w -> gradient" in " ".join(tab.rows("shares")["text"])
-    assert tab.page.locator("#flowml-replicas tbody tr").first.text_content().startswith("1tcp:")
+    slowest = tab.page.locator("#flowml-replicas tbody tr").first.locator("td")
+    assert slowest.nth(0).text_content() == "1"
+    assert slowest.nth(1).text_content().startswith("127.0.0.1:")
 
 
 def test_every_part_is_filled_and_moves(watched: Watched, tab: Tab) -> None:

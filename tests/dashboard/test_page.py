@@ -7,7 +7,8 @@ from bokeh.core.validation import check_integrity, process_validation_issues
 from bokeh.document import Document
 from bokeh.events import DocumentReady
 
-from flowml.dashboard.page import CHARTS, Page, changes
+from flowml.dashboard.looks import PARTS
+from flowml.dashboard.page import CHARTS, FOLDER, Page, changes
 from flowml.dashboard.runs import Runs
 from flowml.dashboard.traffic import traffic_words
 from flowml.events import Evaluated, Finished, ReplicaDone, RunStarted, WindowDone
@@ -165,3 +166,9 @@ def test_once_nothing_flows_the_bars_are_what_has_flowed():
     ended = next(e for e in run.snapshot(105.0)["edges"] if e["name"] == "w -> gradient")
     assert traffic_words(flowing) == "26.6 kiB/s, 53.1 kiB"
     assert traffic_words(ended) == "53.1 kiB"
+
+
+def test_the_colours_of_the_charts_are_those_of_the_legend():
+    style = (FOLDER / "page.css").read_text()
+    for part, colour in PARTS.items():
+        assert f"#flowml .{part} {{ --part: {colour}; }}" in style
