@@ -21,6 +21,9 @@ from flowml.runtime.outcome import Order, Outcome
 
 logger = logging.getLogger("flowml")
 
+OPEN_SECONDS = 10.0
+"""How long the scheduler may take to take a run in."""
+
 
 def open_page(client: Client, card: RunCard, order: Order) -> Follower:
     """Show a run in Dask's dashboard from now on.
@@ -34,7 +37,11 @@ def open_page(client: Client, card: RunCard, order: Order) -> Follower:
     with suppress(OSError, TimeoutError):  # a run says itself that there is no scheduler
         client.register_plugin(FlowDashboard())
         reply = client.sync(
-            getattr(client.scheduler, OPEN), key=key, client=client.id, card=card.as_message()
+            getattr(client.scheduler, OPEN),
+            key=key,
+            client=client.id,
+            card=card.as_message(),
+            callback_timeout=OPEN_SECONDS,
         )
     if reply is None:  # nor does a plugin answer that was taken down
         return Follower(client, key, order, False, "")
@@ -105,8 +112,15 @@ def as_message(event: Event) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": type(event).__name__}
     for field in fields(event):
         value = getattr(event, field.name)
-        found[field.name] = dict(value) if hasattr(value, "items") else value
+        found[field.name] = _plain(value)
     return found
+
+
+def _plain(value: Any) -> Any:
+    """Return a value without NumPy's numbers, which users' metrics may be."""
+    if hasattr(value, "items"):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return value.item() if hasattr(value, "item") else value
 
 
 def finished(outcome: Outcome) -> Finished:

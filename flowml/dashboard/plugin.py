@@ -25,6 +25,8 @@ WATCH_SECONDS = 5.0
 """For so long workers report after each request."""
 ASK_SECONDS = 2.0
 """Time between two requests while somebody looks."""
+FRESH_SECONDS = 0.4
+"""A state is made anew after so long; a page looks twice a second."""
 
 
 class FlowDashboard(SchedulerPlugin):
@@ -45,6 +47,7 @@ class FlowDashboard(SchedulerPlugin):
         self.scheduler = scheduler
         self.runs = Runs()
         self._asked: dict[str, float] = {}
+        self._seen: dict[str | None, tuple[float, State]] = {}
         add_request(scheduler, OPEN, self.open_run)
         add_stream(scheduler, EVENT, self.take_event)
         add_stream(scheduler, REPORT, self.take_report)
@@ -61,6 +64,7 @@ class FlowDashboard(SchedulerPlugin):
     async def open_run(self, key: str, client: str, card: dict[str, Any]) -> dict[str, Any]:
         """Take in a run that is about to start."""
         self.runs.add(RunState(key, card, client, monotonic(), time()))
+        self._seen.clear()
         return {"status": "OK", "page": self.has_page}
 
     def take_event(self, key: str, event: dict[str, Any], client: str = "") -> None:
@@ -83,12 +87,20 @@ class FlowDashboard(SchedulerPlugin):
             run.lose("the cluster was restarted", monotonic())
 
     def look(self, key: str | None = None) -> State:
-        """Return the state as JSON, and let the run that is looked at be reported on."""
+        """Return the state as JSON, and let the run that is looked at be reported on.
+
+        Notes
+        -----
+        Several viewers are shown one state, if it is not half a second old: do not change it.
+        """
         now = monotonic()
-        run = self.runs.newest() if key is None else self.runs.get(key)
-        if run is not None:
-            self._ask(run, now)
-        return self.runs.state(key, now, time())
+        self._seen = {k: (at, s) for k, (at, s) in self._seen.items() if now - at < FRESH_SECONDS}
+        if key not in self._seen:
+            run = self.runs.newest() if key is None else self.runs.get(key)
+            if run is not None:
+                self._ask(run, now)
+            self._seen[key] = now, self.runs.state(key, now, time())
+        return self._seen[key][1]
 
     def _ask(self, run: RunState, now: float) -> None:
         if (

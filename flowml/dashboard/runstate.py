@@ -179,7 +179,7 @@ class RunState:
         self._say(at, event["text"], "warning")
 
     def _finished(self, event: Message, at: float) -> None:
-        self.step = int(event["step"])
+        self.step = int(event["step"]) or self.step  # not known where the driver itself failed
         self._fallen = event["operator"]
         words = {"done": "done", "until": "ended by the graph"}.get(
             event["status"], event["status"]

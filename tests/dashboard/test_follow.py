@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import get_args
 
 import msgpack
+import numpy as np
 import pytest
 from distributed.client import ClosedClientError
 
@@ -66,6 +67,12 @@ def test_an_event_travels_with_all_its_fields(event):
     message = msgpack.unpackb(msgpack.packb(as_message(event)), strict_map_key=False)
     assert message.pop("kind") == type(event).__name__
     assert message == {f.name: getattr(event, f.name) for f in fields(event)}
+
+
+def test_numbers_of_numpy_travel_as_plain_ones():
+    message = as_message(Evaluated(10, "test", {"loss": np.float32(0.5), "n": np.int64(3)}))
+    assert message["metrics"] == {"loss": 0.5, "n": 3}
+    assert [type(v) for v in message["metrics"].values()] == [float, int]
 
 
 def test_who_listens_hears_first_and_the_scheduler_too():

@@ -287,6 +287,23 @@ def test_runs_of_a_client_that_is_gone_are_lost() -> None:
     on_a_scheduler(check)
 
 
+def test_several_viewers_are_shown_one_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("flowml.dashboard.plugin.monotonic", lambda: now[0])
+
+    async def check(scheduler: Scheduler) -> None:
+        plugin = scheduler.plugins[NAME]
+        await plugin.open_run("ab", "client", card(ssp_graph()).as_message())
+        first = plugin.look()
+        now[0] += 0.3
+        assert plugin.look() is first
+        assert plugin.look("ab") is not first
+        now[0] += 0.3
+        assert plugin.look() is not first
+
+    on_a_scheduler(check)
+
+
 def test_messages_of_nobody_do_no_harm() -> None:
     async def check(scheduler: Scheduler) -> None:
         take = scheduler.stream_handlers

@@ -141,6 +141,14 @@ def test_an_ended_run_keeps_its_pace_and_takes_no_more():
     assert all(e["bytes_per_second"] is None for e in found["edges"])
 
 
+def test_a_driver_that_fails_leaves_the_steps_as_they_were():
+    run = running()
+    tell(run, Finished("failed", 0, 0.0, "KeyError: 'x'"), 6.0)
+    found = seen(run, 9.0)
+    assert (found["status"], found["step"]) == ("failed", 200)
+    assert found["events"][0]["text"] == "failed after 200 steps: KeyError: 'x'"
+
+
 def test_a_run_whose_client_is_gone_is_lost():
     run = running()
     run.lose("its client is gone", 106.0)
