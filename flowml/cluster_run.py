@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from distributed import span
 
 from flowml import configuration
 from flowml.actions import Load
+from flowml.compiler.crossing import step_bytes
 from flowml.compiler.emit import emit
 from flowml.compiler.place import Groups
+from flowml.compiler.promises import resolve
 from flowml.compiler.stages import compile_graph
+from flowml.dashboard.card import card_of
+from flowml.dashboard.follow import open_page
 from flowml.errors import PlanError
 from flowml.graph import LogicalGraph
 from flowml.plan import Plan
 from flowml.runtime.attach import Attached, Worker, attached
 from flowml.runtime.domain import Layouts
 from flowml.runtime.feeding import first_batch, loads
-from flowml.runtime.notes import tell_notes
+from flowml.runtime.notes import notes, tell_notes
 from flowml.runtime.outcome import Order, Outcome
 from flowml.runtime.probe import probe, timed_probe
 from flowml.runtime.resident import Resident
 from flowml.runtime.shipping import check_ships
 from flowml.runtime.tasks import run_tasks
+
+
+@dataclass
+class PageLink:
+    """Address of the page of a run, from when there is one."""
+
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,8 @@ class Asked:
     executor: str
     cluster: Any
     order: Order
+    page: PageLink = field(default_factory=PageLink)
+    """Filled in while the run goes on."""
 
 
 def run_on_cluster(asked: Asked, should_stop: Callable[[], bool]) -> Outcome:
@@ -64,22 +79,38 @@ def run_on_cluster(asked: Asked, should_stop: Callable[[], bool]) -> Outcome:
             blas_threads=asked.blas_threads,
         )
         tell_notes(plan, asked.order)
-        if asked.executor == "tasks":
-            addresses = [w.address for w in workers]
-            return run_tasks(plan, asked.order, found.client, emit, should_stop, workers=addresses)
-        resident = Resident(
-            plan,
-            asked.order,
-            found.client,
-            workers,
-            str(configuration.read("transport")),
-            float(configuration.read("window")),
-            int(configuration.read("windows-ahead")),
-            int(configuration.read("own-copies")),
-            should_stop,
-            step_seconds,
-        )
-        return resident.execute(layouts)
+        addresses = [w.address for w in workers]
+
+        def execute(order: Order) -> Outcome:
+            if asked.executor == "tasks":
+                return run_tasks(plan, order, found.client, emit, should_stop, workers=addresses)
+            resident = Resident(
+                plan,
+                order,
+                found.client,
+                workers,
+                str(configuration.read("transport")),
+                float(configuration.read("window")),
+                int(configuration.read("windows-ahead")),
+                int(configuration.read("own-copies")),
+                should_stop,
+                step_seconds,
+            )
+            return resident.execute(layouts)
+
+        with span("flowml", plan.graph):
+            if not configuration.read("dashboard"):
+                return execute(asked.order)
+            card = card_of(
+                asked.graph,
+                resolve(asked.graph),
+                step_bytes(plan, layouts or {}),
+                asked.executor,
+                addresses,
+            )
+            follower = open_page(found.client, card, asked.order)
+            asked.page.link = follower.link
+            return follower.follow(execute, notes(plan))
 
 
 def seat_workers(found: Attached, replicas: int | None) -> tuple[Worker, ...]:

@@ -78,25 +78,36 @@ class WindowDone:
 
 
 @dataclass(frozen=True)
-class StepStats:
-    """One step of one replica.
+class ReplicaDone:
+    """One replica has finished a window of steps; told before the window's WindowDone.
 
     Attributes
     ----------
-    step, replica : int
-    loss : float
-        Mean over the replica's batch; NaN where it had no examples.
+    replica : int
+    worker : str
+        Address of its worker.
+    step : int
+        The last step of the window.
+    steps : int
+        Steps in the window, >= 1.
+    loss : float or None
+        Mean over the steps that had examples; None where there are none, or no loss.
     seconds : float
-        Wall time of the step, waiting included.
+        Wall time of the steps, waiting included.
     wait_seconds : float
         The part of ``seconds`` in which the replica waited for others.
+    staleness : mapping of int to int
+        How many reads of the window were so many steps late.
     """
 
-    step: int
     replica: int
-    loss: float
+    worker: str
+    step: int
+    steps: int
+    loss: float | None
     seconds: float
     wait_seconds: float
+    staleness: Mapping[int, int]
 
 
 @dataclass(frozen=True)
@@ -135,6 +146,19 @@ class WorkerLost:
 
 
 @dataclass(frozen=True)
+class PageOpened:
+    """The run can be watched in Dask's dashboard.
+
+    Attributes
+    ----------
+    link : str
+        Address of the page, as Dask's configuration forms it (``distributed.dashboard.link``).
+    """
+
+    link: str
+
+
+@dataclass(frozen=True)
 class Warned:
     """Something that the user should know and that does not end the run."""
 
@@ -152,14 +176,28 @@ class Finished:
         Steps committed.
     seconds : float
         Wall time of the run.
+    error : str
+        What ended it, in one line; "" unless it failed.
+    operator : str
+        The operator that failed, or several with commas between; "" if it was none.
     """
 
     status: Status
     step: int
     seconds: float
+    error: str = ""
+    operator: str = ""
 
 
 Event: TypeAlias = (
-    RunStarted | Loaded | WindowDone | StepStats | Evaluated | WorkerLost | Warned | Finished
+    RunStarted
+    | Loaded
+    | WindowDone
+    | ReplicaDone
+    | Evaluated
+    | WorkerLost
+    | PageOpened
+    | Warned
+    | Finished
 )
 """Anything that a listener may be given."""

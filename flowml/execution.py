@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flowml.aftermath import told
-from flowml.cluster_run import probe_here
+from flowml.cluster_run import PageLink, probe_here
 from flowml.errors import FlowmlError, PlanError
 from flowml.graph import LogicalGraph
 from flowml.history import History
@@ -57,13 +57,21 @@ class Run:
     moved : Moved
         Bytes between replicas.
     error : FlowmlError or None
+    dashboard : str
+        Address of the page that shows the run in Dask's dashboard; "" until there is one, and
+        where there is none.
     """
 
     def __init__(
-        self, graph: LogicalGraph, execute: Execute, failures: str | Path | None = None
+        self,
+        graph: LogicalGraph,
+        execute: Execute,
+        failures: str | Path | None = None,
+        page: PageLink | None = None,
     ) -> None:
         self.graph = graph
         self._failures = None if failures is None else Path(failures)
+        self._page = page or PageLink()
         self.status = "running"
         self.error: BaseException | None = None
         self._outcome: Outcome | None = None
@@ -125,6 +133,11 @@ class Run:
     def stop(self) -> None:
         """Ask for an end after the step in progress; :meth:`wait` waits for it."""
         self._stop.set()
+
+    @property
+    def dashboard(self) -> str:
+        """Address of the page that shows the run in Dask's dashboard, or ""."""
+        return self._page.link
 
     @property
     def outcome(self) -> Outcome:

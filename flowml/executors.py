@@ -9,8 +9,9 @@ from dataclasses import replace
 from flowml.cluster_run import Asked, probe_here, run_on_cluster
 from flowml.compiler.loose import shape_refusals
 from flowml.compiler.stages import compile_graph
+from flowml.dashboard.follow import finished
 from flowml.errors import PlanError, raise_all
-from flowml.events import Event, Finished, RunStarted
+from flowml.events import Event, RunStarted
 from flowml.execution import Execute
 from flowml.plan import Plan
 from flowml.progress import ProgressLine
@@ -67,7 +68,7 @@ def told(line: ProgressLine, order: Order, execute: Execute) -> Execute:
     def run(stop: Callable[[], bool]) -> Outcome:
         with line:
             outcome = execute(stop)
-            order.tell(Finished(outcome.status, outcome.steps, outcome.seconds))
+            order.tell(finished(outcome))
             return outcome
 
     return run

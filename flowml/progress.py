@@ -15,8 +15,9 @@ from flowml.events import (
     Event,
     Finished,
     Loaded,
+    PageOpened,
+    ReplicaDone,
     RunStarted,
-    StepStats,
     Warned,
     WindowDone,
     WorkerLost,
@@ -87,6 +88,8 @@ class ProgressLine:
             self._console.print(summary(event, self._facts))
         elif isinstance(event, Warned):
             self._console.print(f"warning: {event.text}")
+        elif isinstance(event, PageOpened):
+            self._console.print(f"dashboard {event.link}")
         elif isinstance(event, WorkerLost):
             self._console.print(f"lost worker {event.worker} after step {event.step}")
         else:
@@ -137,6 +140,8 @@ class _Facts:
         self._rate = 0.0
         self._seconds = 0.0
         self._waited = 0.0
+        self._late: dict[int, int] = {}
+        """Most steps that a read of each replica was late in its last window."""
         self._loaded: list[str] = []
 
     def take(self, event: Event) -> None:
@@ -147,9 +152,10 @@ class _Facts:
             self.steps = event.step + 1
             self.loss = event.loss if event.loss is not None else self.loss
             self._rate = event.steps / event.seconds if event.seconds else 0.0
-        elif isinstance(event, StepStats):
+        elif isinstance(event, ReplicaDone):
             self._seconds += event.seconds
             self._waited += event.wait_seconds
+            self._late[event.replica] = max(event.staleness, default=0)
         elif isinstance(event, Evaluated):
             self.metrics = metric_words(event)
 
@@ -158,10 +164,12 @@ class _Facts:
         if not self.steps:
             return ", ".join(self._loaded)
         waited = self._waited / self._seconds if self._seconds else 0.0
+        late = max(self._late.values(), default=0)
         parts = (
             "" if self.loss is None else f"loss {self.loss:.4g}",
             f"{self._rate:,.0f} step/s" if self._rate else "",
             f"wait {waited:.0%}" if self._seconds else "",
+            f"staleness {late}" if late else "",
             self.metrics,
         )
         return "  ".join(part for part in parts if part)

@@ -190,7 +190,7 @@ class Graph:
         asked = Asked(self.logical, replicas, groups, threads, name, cluster, order)
         if dry_run:
             return Run(self.logical, dry_run_of(asked), failures)
-        return Run(self.logical, told(line, order, execution_of(asked)), failures)
+        return Run(self.logical, told(line, order, execution_of(asked)), failures, asked.page)
 
     def simulate(
         self,

@@ -98,6 +98,20 @@ def test_explain_beside_what_a_run_does(tmp_path):
         assert result["counted_bytes"]["written"] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the CPU clocks of other processes")
+def test_what_the_dashboard_costs(tmp_path):
+    report = report_of("dashboard.py", tmp_path)
+    (results,) = report["results"].values()
+    assert set(results) == {"open / idle", "idle / without", "without / without"}
+    for found in results.values():
+        assert len(found["cpu_us_per_step"]) == report["repetitions"] == 2
+        assert all(cpu > 0 for pair in found["cpu_us_per_step"] for cpu in pair)
+        quarter, three = found["quartiles"]
+        assert 0 < quarter <= found["ratio"] <= three
+        assert all(0 < share < 1 for share in found["scheduler_share"])
+
+
 def test_slope_of_a_power():
     assert slope([64, 128, 512], [64**1.5, 128**1.5, 512**1.5]) == pytest.approx(1.5)
 

@@ -17,11 +17,10 @@ LAYERS = {
     2: "actions graph plan layout",
     3: "handles arguments operators differentiate data models protocol drawing",
     4: "appraisal collect history runtime simulate timeline",
-    5: "compiler",
-    6: "aftermath calibration cluster_run compiled execution moved options progress"
-    " report testing",
+    5: "compiler dashboard",
+    6: "aftermath calibration cluster_run compiled execution moved options progress report testing",
     7: "executors run driver compare",
-    8: "cli demo doctor sklearn torch jax dashboard __init__ __main__",
+    8: "cli demo doctor sklearn torch jax preload __init__ __main__",
 }
 LEVEL = {word: level for level, words in LAYERS.items() for word in words.split()}
 
@@ -64,10 +63,12 @@ ADAPTERS = {
     "flowml.cli.datasets": {"sklearn"},
     "flowml.data.csv_files": {"pandas"},
     "flowml.data.libsvm_files": {"sklearn"},
+    "flowml.dashboard.serving": {"flowml"},  # its page, which needs bokeh
     "flowml.data.parquet_files": {"pyarrow"},
     "flowml.history": {"pandas"},
     "flowml.report.figures": {"bokeh"},
     "flowml.report.page": {"bokeh"},
+    "flowml.runtime.prometheus": {"prometheus_client"},
 }
 
 FILES = {

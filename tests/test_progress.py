@@ -8,8 +8,9 @@ from flowml.events import (
     Evaluated,
     Finished,
     Loaded,
+    PageOpened,
+    ReplicaDone,
     RunStarted,
-    StepStats,
     Warned,
     WindowDone,
     WorkerLost,
@@ -20,7 +21,7 @@ STORY = (
     RunStarted("ab", "ssgd", "resident", 2, 1120),
     Loaded("batch", 4, 60_000),
     WindowDone(499, 0.1, 500, 0.3),
-    StepStats(499, 0, 0.3, 0.010, 0.0007),
+    ReplicaDone(0, "tcp://a", 499, 500, 0.3, 0.010, 0.0007, {0: 500}),
     Evaluated(500, "test", {"loss": 0.4, "score": 0.9}),
     WindowDone(1119, 0.1, 620, 0.081),
 )
@@ -72,6 +73,13 @@ def test_warnings_and_losses_of_workers_are_shown():
     text = told((STORY[0], Warned("the edge [w] is slow"), WorkerLost("tcp://a", 7)), True)
     assert "warning: the edge [w] is slow" in text
     assert "lost worker tcp://a after step 7" in text
+
+
+def test_the_page_and_the_latest_read_of_the_last_window_are_shown():
+    late = ReplicaDone(1, "tcp://b", 499, 500, 0.3, 0.010, 0.0007, {0: 400, 2: 100})
+    text = told((PageOpened("http://h:1/flowml"), STORY[0], late, STORY[2]), True)
+    assert "dashboard http://h:1/flowml" in text
+    assert "staleness 2" in text
 
 
 def test_a_run_without_a_known_end_counts_steps():

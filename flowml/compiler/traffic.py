@@ -105,7 +105,7 @@ class Traffic:
         """Return the counter of a plan, past the first cycles in which edges fill up."""
         length = min(cycle(plan), LONGEST_AVERAGE)
         placed = plan
-        if not is_loose(plan):
+        if not is_loose(plan) and all((t.name, -1) in layouts for t in plan.tables):
             limit = int(configuration.read("own-copies"))
             placed = with_own_copies(plan, layouts, len(hosts), limit)
         steps = range(2 * length, 3 * length)

@@ -54,7 +54,7 @@ def as_svg(
         ``<title>``, which browsers show on hover: what it is, and file and line.
     """
     drawn = with_shares(picture(graph, promises), shares or {})
-    sheet = Sheet(drawn, placed(drawn, {v.name: _width(v) for v in drawn.vertices}))
+    sheet = Sheet(drawn, placed(drawn, {v.name: box_width(v) for v in drawn.vertices}))
     edges = [sheet.edge(number, arrow) for number, arrow in enumerate(drawn.arrows)]
     boxes = [sheet.box(vertex, (shares or {}).get(vertex.name)) for vertex in drawn.vertices]
     labels, legend = sheet.written_labels(), sheet.legend()
@@ -80,12 +80,14 @@ def with_shares(picture: Picture, shares: Mapping[str, float]) -> Picture:
     return replace(picture, vertices=vertices)
 
 
-def _width(vertex: Vertex) -> float:
-    name, detail = _lines(vertex)
+def box_width(vertex: Vertex) -> float:
+    """Return the width of the box of a vertex. Pixels."""
+    name, detail = lines(vertex)
     return max(96.0, NAME_CHARACTER * len(name) + 28, DETAIL_CHARACTER * len(detail) + 28)
 
 
-def _lines(vertex: Vertex) -> tuple[str, str]:
+def lines(vertex: Vertex) -> tuple[str, str]:
+    """Return the two lines in the box of a vertex."""
     detail = f"{vertex.kind} · {vertex.detail}" if vertex.kind != "table" else vertex.detail
     return _short(vertex.name), _short(detail)
 
@@ -97,6 +99,25 @@ def _short(text: str) -> str:
 def colours(scope: str) -> tuple[str, str]:
     """Return fill and stroke of a scope."""
     return COLOURS.get(scope, COLOURS["group"])
+
+
+@dataclass(frozen=True)
+class Way:
+    """How an edge runs over a sheet.
+
+    Attributes
+    ----------
+    line : str
+        The ``d`` of an SVG path.
+    end : (float, float)
+        The point of its arrow head.
+    middle : (float, float)
+        Where words of it stand best.
+    """
+
+    line: str
+    end: Point
+    middle: Point
 
 
 @dataclass
@@ -144,15 +165,21 @@ class Sheet:
     def _centre(self, name: str) -> float:
         return self.left + self.placing.centre[name]
 
+    def place(self, vertex: Vertex) -> tuple[float, float, float]:
+        """Return where the box of a vertex stands: left, top and width."""
+        width = box_width(vertex)
+        top = self._top(self.placing.layer[vertex.name])
+        return self._centre(vertex.name) - width / 2, top, width
+
     def box(self, vertex: Vertex, share: float | None = None) -> str:
         """Return a box with its two lines, behind it a second one where there are several."""
         fill, stroke = colours(vertex.scope)
-        width, x = _width(vertex), self._centre(vertex.name)
-        left, top = x - width / 2, self._top(self.placing.layer[vertex.name])
+        left, top, width = self.place(vertex)
+        x = left + width / 2
         shape = cylinder if vertex.kind == "table" else rectangle
         behind = shape(left + 5, top - 5, width, fill, stroke) if vertex.scope != GLOBAL else ""
         behind = "" if vertex.scope == "driver" else behind
-        name, detail = _lines(vertex)
+        name, detail = lines(vertex)
         middle = top + BOX_HEIGHT / 2 + (3 if vertex.kind == "table" else 0)
         return (
             f"<g class={quoteattr('table' if vertex.kind == 'table' else 'operator')}>"
@@ -168,13 +195,12 @@ class Sheet:
     def edge(self, number: int, arrow: Arrow) -> str:
         """Return an edge: a curve through its bends, or a loop along its lane."""
         kind = "loop" if arrow.loop else "loose" if arrow.loose else "sync"
-        if arrow.loop:
-            line, end = self._lane(number, arrow)
-        else:
-            line, end = self._curve(number, arrow)
+        way = self.way(number, arrow)
+        if arrow.label:
+            self.label(way.middle, arrow.label, LOOP if arrow.loop else INK)
         colour, width = (LOOP, 2.0) if arrow.loop else (LINE, 1.5)
         dashes = ' stroke-dasharray="6 4"' if arrow.loose else ""
-        x, y = end
+        line, (x, y) = way.line, way.end
         return (
             f'<g class="edge {kind}"><title>{escape(arrow.hover)}</title>'
             f'<path d="{line}" fill="none" stroke="#000" stroke-opacity="0" stroke-width="12"/>'
@@ -183,7 +209,11 @@ class Sheet:
             f'fill="{colour}"/></g>'
         )
 
-    def _curve(self, number: int, arrow: Arrow) -> tuple[str, Point]:
+    def way(self, number: int, arrow: Arrow) -> Way:
+        """Return how an edge runs: a curve through its bends, or a loop along its lane."""
+        return self._lane(number, arrow) if arrow.loop else self._curve(number, arrow)
+
+    def _curve(self, number: int, arrow: Arrow) -> Way:
         first = self.placing.layer[arrow.source]
         last = self.placing.layer[arrow.target]
         start = (self._out(number, arrow), self._top(first) + BOX_HEIGHT)
@@ -193,11 +223,10 @@ class Sheet:
             x, top = self.left + bend, self._top(first + 1 + offset)
             line += bent(here, (x, top)) + f"L{x:.1f} {top + BOX_HEIGHT:.1f}"
             here = (x, top + BOX_HEIGHT)
-        if arrow.label:
-            self._label((here[0] + end[0]) / 2, (here[1] + end[1]) / 2, arrow.label, INK)
-        return line + bent(here, (end[0], end[1] - 6)) + f"L{end[0]:.1f} {end[1] - 6:.1f}", end
+        line += bent(here, (end[0], end[1] - 6)) + f"L{end[0]:.1f} {end[1] - 6:.1f}"
+        return Way(line, end, ((here[0] + end[0]) / 2, (here[1] + end[1]) / 2))
 
-    def _lane(self, number: int, arrow: Arrow) -> tuple[str, Point]:
+    def _lane(self, number: int, arrow: Arrow) -> Way:
         lane = self.lanes[number]
         right = self.left + self.placing.width
         x = right + LANE * (lane + 0.7) if lane >= 0 else self.left + LANE * (lane + 0.3)
@@ -206,11 +235,10 @@ class Sheet:
         start = (self._out(number, arrow), self._top(layer[arrow.source]) + BOX_HEIGHT)
         end = (self._in(number, arrow), self._top(layer[arrow.target]) - self._raised(arrow.target))
         low, high = start[1] + 16 + 6 * rank, end[1] - 16 - 6 * rank
-        self.labels.append((x, (low + high) / 2, arrow.label, LOOP))
         line = rounded(
             [start, (start[0], low), (x, low), (x, high), (end[0], high), (end[0], end[1] - 6)]
         )
-        return line, end
+        return Way(line, end, (x, (low + high) / 2))
 
     def _raised(self, name: str) -> float:
         """Return how far above its box an arrow ends: on the copy that looks out behind it."""
@@ -239,12 +267,18 @@ class Sheet:
     def _spread(self, name: str, number: int, toward: dict[int, float]) -> float:
         order = sorted(toward, key=lambda n: (toward[n], n))
         vertex = next(v for v in self.picture.vertices if v.name == name)
-        apart = min(22.0, (_width(vertex) - 30) / max(1, len(order) - 1))
+        apart = min(22.0, (box_width(vertex) - 30) / max(1, len(order) - 1))
         return self._centre(name) + apart * (order.index(number) - (len(order) - 1) / 2)
 
-    def _label(self, x: float, y: float, text: str, colour: str) -> None:
-        """Write a label where no other one stands, at most a line further up or down."""
-        for shift in (0, -15, 15, -24, 24):
+    def label(self, at: Point, text: str, colour: str) -> Point:
+        """Write a label where no other one stands, at most a line further up or down.
+
+        Notes
+        -----
+        Those beside a loop are turned and stay where they are.
+        """
+        x, y = at
+        for shift in (0, -15, 15, -24, 24) if colour != LOOP else ():
             clash = any(
                 abs(y + shift - b) < 13 and abs(x - a) < 3.2 * (len(t) + len(text))
                 for a, b, t, _ in self.labels
@@ -253,6 +287,7 @@ class Sheet:
                 y += shift
                 break
         self.labels.append((x, y, text, colour))
+        return x, y
 
     def written_labels(self) -> list[str]:
         """Return the words at the edges, above all boxes."""

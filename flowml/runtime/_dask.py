@@ -8,17 +8,58 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future as Waiting
+from contextlib import suppress
 from time import time
 from typing import Any
 
 import numpy as np
+from distributed.client import ClosedClientError
+from distributed.metrics import context_meter
 from distributed.protocol.pickle import dumps as dask_dumps
 from distributed.protocol.serialize import to_serialize
 from distributed.scheduler import heartbeat_interval
 
 logger = logging.getLogger(__name__)
+
+
+def add_route(scheduler: Any, path: str, taker: type, options: dict[str, Any]) -> None:
+    """Serve a path of the scheduler's web server, under its prefix; once, however often asked.
+
+    Parameters
+    ----------
+    path : str
+        Without a leading slash.
+    taker : type
+        A tornado.web.RequestHandler.
+    """
+    application = scheduler.http_application
+    pattern = re.escape(http_prefix(scheduler) + path)
+    hosts = [r.target for r in application.default_router.rules if hasattr(r.target, "rules")]
+    known = [m.matcher.regex.pattern for h in hosts for m in h.rules if hasattr(m.matcher, "regex")]
+    if f"{pattern}$" not in known:
+        application.add_handlers(r".*", [(pattern, taker, options)])
+
+
+def http_prefix(scheduler: Any) -> str:
+    """Return what stands before all paths of the scheduler's web server, such as "/" or "/dask/".
+
+    Notes
+    -----
+    The scheduler does not keep it. Its dashboard does; without one, the first of its own paths
+    that ends as it does without a prefix says it.
+    """
+    application = scheduler.http_application
+    for page in application.applications:
+        if hasattr(page, "prefix"):
+            return str(page.prefix).rstrip("/") + "/"
+    for rule in application.wildcard_router.rules:
+        pattern = getattr(getattr(rule.matcher, "regex", None), "pattern", "")
+        if pattern.endswith("/health$"):
+            return str(pattern.removesuffix("health$"))
+    return "/"
 
 
 def as_payload(array: Any) -> Any:
@@ -74,6 +115,37 @@ def remove_names(server: Any, *names: str) -> None:
 def tell_workers(scheduler: Any, messages: dict[str, list[dict[str, Any]]]) -> None:
     """Send one-way messages from the scheduler to workers."""
     scheduler.send_all({}, messages)
+
+
+def tell_from_worker(worker: Any, message: dict[str, Any]) -> None:
+    """Send a one-way message to the scheduler, from the event loop of a worker.
+
+    Notes
+    -----
+    The scheduler must have a taker of that name: without one, it ends the worker's connection.
+    """
+    worker.batched_send(message)
+
+
+def tell_from_client(client: Any, message: dict[str, Any]) -> None:
+    """Send a one-way message to the scheduler from any thread of a client, unless it is closed.
+
+    Notes
+    -----
+    The scheduler must have a taker of that name, as above.
+    """
+    with suppress(ClosedClientError):
+        client._send_to_scheduler(message)
+
+
+def digest(label: str, seconds: float) -> None:
+    """Tell Dask's fine performance metrics what seconds of the present task went into.
+
+    Notes
+    -----
+    Dask keeps every label for the life of the scheduler: no names that change from run to run.
+    """
+    context_meter.digest_metric(label, seconds, "seconds")
 
 
 INTERRUPTIONS = ("profile", "tick", "memory_monitor")

@@ -27,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flowml.errors import PlanError
+from flowml.runtime.meter import Meter
 from flowml.types import Array
 
 _LINE = 8  # int64 in a cache line
@@ -61,6 +62,11 @@ class Board:
     memory : ndarray of uint8, shape (Board.nbytes(ranks, members),)
         Zeroed when the first process opens it, 64-byte aligned.
     ranks, members : int
+
+    Attributes
+    ----------
+    meters : tuple of Meter
+        By rank: count what this process writes, each while it is let to.
     """
 
     def __init__(self, memory: Array, ranks: int, members: int) -> None:
@@ -70,6 +76,7 @@ class Board:
         self._ranks = ranks
         self._words: memoryview = memory.view(np.int64).data
         self._opened = monotonic_ns()
+        self.meters = tuple(Meter() for _ in range(ranks))
 
     @staticmethod
     def nbytes(ranks: int, members: int) -> int:
@@ -78,7 +85,9 @@ class Board:
 
     def enter(self, rank: int, operator_index: int, step: int) -> None:
         """Say that a rank has entered an operator (index < 65536) in a step (< 2**47)."""
-        words = self._words
+        words, meter = self._words, self.meters[rank]
+        if meter.counting:
+            meter.count(operator_index)
         at = rank * _LINE
         words[at + 1] = monotonic_ns()
         words[at] = step << _OPERATOR_BITS | operator_index
@@ -98,10 +107,13 @@ class Board:
         """
         words, at, now = self._words, rank * _LINE, monotonic_ns
         after = at + 1
+        counting, count = self.meters[rank].counting, self.meters[rank].count
 
         def enter(operator_index: int, step: int) -> None:
             if gone and operator_index not in finishing:
                 raise gone[0]
+            if counting:
+                count(operator_index)
             words[after] = now()
             words[at] = step << 16 | operator_index
 

@@ -39,6 +39,8 @@ class EdgeCodec:
     ----------
     payloads : list of Payload
         What was made of the last value, leaf by leaf.
+    sent_bytes : int
+        Of all values so far.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class EdgeCodec:
     ) -> None:
         self._codec = codec
         self.payloads: list[Payload] = []
+        self.sent_bytes = 0
         seeds = np.random.SeedSequence((run_seed, random_seed(edge), replica)).generate_state(
             len(layout.leaves), np.uint64
         )
@@ -66,6 +69,7 @@ class EdgeCodec:
         leaves, structure = optree.tree_flatten(value.content)
         self.payloads = []
         decoded = [self._leaf(n, np.asarray(leaf)) for n, leaf in enumerate(leaves)]
+        self.sent_bytes += self.moved
         return Value(optree.tree_unflatten(structure, decoded), value.examples)
 
     def _leaf(self, number: int, values: Array) -> Array:

@@ -40,8 +40,10 @@ from flowml.runtime.feeding import open_stream
 from flowml.runtime.host_hello import HostListener
 from flowml.runtime.host_link import HostLink
 from flowml.runtime.local_barrier import RankBarrier
+from flowml.runtime.meter import SCHEDULER
 from flowml.runtime.moved import Moved
 from flowml.runtime.outcome import history_block
+from flowml.runtime.pace import name_waits
 from flowml.runtime.program import Programs, WindowRecord, run_window
 from flowml.runtime.rank import Rank, fill_shared, rank_tables, start_rules
 from flowml.runtime.runspec import RunSpec
@@ -52,6 +54,8 @@ from flowml.types import Array, Pytree
 
 FINISHING = ("aggregate", "update", "assign")
 """What a rank still does when the run is over: past the barrier before, its step is whole."""
+WINDOW_ENTRIES = 400
+"""Entries that each rank counts in a window for Dask's fine metrics: some dozens of steps."""
 Committed = dict[int, dict[tuple[str, int], Pytree]]
 """By steps that are done: (table, instance) -> its value then."""
 
@@ -107,6 +111,9 @@ class Gang:
         self.worker = worker
         self.ranks = spec.roster.ranks(worker)
         self.watch: Watch | None = None
+        self.board: Board | None = None
+        self.swap_seconds = 0.0
+        """Spent in exchanges with other hosts."""
         self._gone: list[BaseException] = []
         self._courier = courier
         self._resident_bytes = resident_bytes
@@ -185,7 +192,8 @@ class Gang:
         self._take_places(block, board)
         for rank in self._states:
             rank.enter(WAITING, 0)
-        self.watch = Watch(spec, self.worker, board)
+        self.watch, self.board = Watch(spec, self.worker, board), board
+        name_waits(self, board)
         if self._courier is not None:
             self._courier.on_silence = self.watch.silent
 
@@ -257,12 +265,14 @@ class Gang:
                 "A worker cannot repeat steps whose state has moved on: start the run again.",
             )
         self._next = -1
+        self._meter(begins=True)
         began = perf_counter()
         records = (
             [self._ended] * len(self.ranks)
             if self._ended
             else self._run_ranks(start, stop, snapshot)
         )
+        self._meter(begins=False)
         if records[0].stopped:
             nothing = history_block((), 0, *[np.zeros(0)] * 3)
             self._ended = replace(records[0], history=nothing, events=None, moved=Moved())
@@ -281,6 +291,15 @@ class Gang:
         for record in records:
             moved.add(record.moved)
         return moved
+
+    def _meter(self, *, begins: bool) -> None:
+        """Let the ranks count a little of each window, and what lies between two as Dask's."""
+        board = self.board  # another thread may let go of it meanwhile
+        for meter in [] if board is None else [board.meters[rank] for rank in self.ranks]:
+            if begins:
+                meter.allow(WINDOW_ENTRIES)
+            else:
+                meter.stand(SCHEDULER)
 
     def _run_ranks(self, start: int, stop: int, snapshot: bool) -> list[WindowRecord]:
         parties = range(len(self.ranks))
@@ -319,11 +338,14 @@ class Gang:
     def _swap(
         self, courier: Courier, parcels: Mapping[int, Array], stop: bool
     ) -> tuple[dict[int, Array], bool]:
+        began = perf_counter()
         try:
             return courier.swap(parcels, stop)
         except PeerLost as error:
             assert self.watch is not None
             raise self.watch.lost(error.worker) from error
+        finally:
+            self.swap_seconds += perf_counter() - began
 
     def _host_barrier(self, stop: bool, flip: int) -> Verdict:
         if self._link is None:
@@ -423,7 +445,9 @@ class Gang:
         self._programs.clear()
         self._parts.clear()
         self._snapshots.clear()
-        self.watch = None
+        for meter in self.board.meters if self.board is not None else ():
+            meter.close()
+        self.watch = self.board = None
 
 
 def first_cause(errors: Sequence[BaseException], plan: Plan) -> BaseException:

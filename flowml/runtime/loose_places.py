@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from flowml.actions import GLOBAL
+from flowml.protocol.promise_rule import PromiseRule
 from flowml.protocol.promise_specs import Missing
 from flowml.protocol.table_client import TableClient
 from flowml.protocol.table_server import TableServer
@@ -35,6 +36,10 @@ ELSEWHERE = -1
 
 class Place(Protocol):
     """One process's way to the tables."""
+
+    @property
+    def rule(self) -> PromiseRule | None:
+        """Who may read and what fires, if that is known here."""
 
     @property
     def specs(self) -> Mapping[str, RowSpec]:
@@ -73,6 +78,11 @@ class Home:
         self._center = center
         self._lock = lock
         self._desk: TableDesk | None = None
+
+    @property
+    def rule(self) -> PromiseRule:
+        """Who may read and what fires."""
+        return self._center.rule
 
     def line(self, replica: LooseRank, patience: Patience, note: Note) -> Line:
         """Return a replica's line."""
@@ -128,6 +138,7 @@ class Abroad:
 
     def __init__(self, spec: RunSpec, call: TableCall, shared: memoryview) -> None:
         assert spec.loose is not None
+        self.rule = None
         counted = CenterMemory.over(spec.loose, spec.layouts, spec.order.seed)
         self.specs: Mapping[str, RowSpec] = counted.specs
         self._spec = spec

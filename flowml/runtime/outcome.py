@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from flowml.errors import FlowmlError
-from flowml.events import Event
+from flowml.events import Event, ReplicaDone
 from flowml.layout import Layout
 from flowml.plan import Plan
 from flowml.runtime.moved import Moved
@@ -167,7 +167,7 @@ def history_block(
     staleness: Array | None = None,
     began: Array | None = None,
 ) -> dict[str, Array]:
-    """Return the thinned rows of one replica.
+    """Return the thinned rows of one replica, and beside them what all of them come to.
 
     Parameters
     ----------
@@ -176,19 +176,76 @@ def history_block(
         ended.
     """
     numbers = np.asarray(steps, np.int64)
-    keep = kept_in_history(numbers)
-    count = int(keep.sum())
+    late = np.zeros(len(numbers), np.int32) if staleness is None else staleness
     spent = np.asarray(seconds, np.float64)
-    return {
-        "step": numbers[keep],
-        "replica": np.full(count, replica, np.int32),
-        "loss": np.asarray(loss, np.float64)[keep],
-        "seconds": spent[keep],
-        "wait_seconds": np.asarray(wait_seconds, np.float64)[keep],
-        "staleness": (
-            np.zeros(count, np.int32)
-            if staleness is None
-            else np.asarray(staleness, np.int32)[keep]
-        ),
-        "began": (np.cumsum(spent) - spent if began is None else began)[keep],
+    rows: dict[str, Array] = {
+        "step": numbers,
+        "replica": np.full(len(numbers), replica, np.int32),
+        "loss": np.asarray(loss, np.float64),
+        "seconds": spent,
+        "wait_seconds": np.asarray(wait_seconds, np.float64),
+        "staleness": np.asarray(late, np.int32),
+        "began": np.cumsum(spent) - spent if began is None else began,
     }
+    keep = kept_in_history(numbers)
+    return {name: column[keep] for name, column in rows.items()} | totals_of(rows, replica)
+
+
+class Totals(NamedTuple):
+    """What one replica did in a window, before its history was thinned.
+
+    Attributes
+    ----------
+    replica, steps : int
+    loss : float
+        Mean of the finite ones; NaN if there is none.
+    seconds, wait_seconds : float
+    """
+
+    replica: int
+    steps: int
+    loss: float
+    seconds: float
+    wait_seconds: float
+
+    @classmethod
+    def of(cls, block: Mapping[str, Array]) -> Totals:
+        """Return those of a history block."""
+        replica, steps, *rest = block["totals"].tolist()
+        return cls(int(replica), int(steps), *rest)
+
+
+def totals_of(rows: Mapping[str, Array], replica: int) -> dict[str, Array]:
+    """Return what the rows of one replica come to, under names that are no columns.
+
+    Returns
+    -------
+    dict of ndarray
+        ``"totals"``: the fields of Totals; ``"lateness"``, shape (2, any): steps that reads were
+        late, and how many were.
+    """
+    finite = rows["loss"][np.isfinite(rows["loss"])]
+    totals = Totals(
+        replica,
+        len(rows["step"]),
+        finite.mean() if len(finite) else np.nan,
+        rows["seconds"].sum(),
+        rows["wait_seconds"].sum(),
+    )
+    late = np.stack(np.unique(rows["staleness"], return_counts=True))
+    return {"totals": np.array(totals), "lateness": late}
+
+
+def tell_done(order: Order, block: Mapping[str, Array], workers: Sequence[str], step: int) -> None:
+    """Tell what one replica did in a window that ended after ``step``, if it did anything."""
+    if order.on_event is None:
+        return
+    totals = Totals.of(block)
+    if totals.steps:
+        late = dict(zip(*block["lateness"].tolist(), strict=True))
+        loss = None if np.isnan(totals.loss) else totals.loss
+        worker = workers[totals.replica]
+        seconds, waited = totals.seconds, totals.wait_seconds
+        order.tell(
+            ReplicaDone(totals.replica, worker, step, totals.steps, loss, seconds, waited, late)
+        )

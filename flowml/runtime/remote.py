@@ -11,6 +11,7 @@ from flowml.data.blocks import evaluation_blocks
 from flowml.data.rows import Rows
 from flowml.data.source import Partition, count_rows
 from flowml.plan import PlanOperator
+from flowml.runtime.activities import metered, tell_activities
 from flowml.runtime.calls import contained
 from flowml.runtime.evaluation import evaluate_source
 from flowml.runtime.feeding import Feed, open_stream
@@ -92,7 +93,11 @@ def run_superstep_window(
     here = plugin()
     gang = here.gang(run, incarnation)
     here.all_met(run)
-    return gang.run_window(number, start, stop, snapshot)
+    plan, before = gang.spec.plan, metered(gang)
+    window = gang.run_window(number, start, stop, snapshot)
+    tell_activities(plan, window, before, metered(gang))
+    here.counts.add(plan.graph, window)
+    return window
 
 
 def take_snapshot(run: str, incarnation: int, step: int) -> dict[tuple[str, int], Pytree]:

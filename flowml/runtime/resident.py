@@ -11,7 +11,7 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,7 +30,7 @@ from flowml.runtime.gang import Committed, Window
 from flowml.runtime.gathering import Gathered
 from flowml.runtime.loose_hosts import check_hosts
 from flowml.runtime.loose_plan import is_loose
-from flowml.runtime.outcome import Order, Outcome, evaluation_due
+from flowml.runtime.outcome import Order, Outcome, evaluation_due, tell_done
 from flowml.runtime.oversight import Interrupted, Oversight, settled
 from flowml.runtime.own_copies import with_own_copies
 from flowml.runtime.placing import Placement, evaluation_data, place_data
@@ -287,8 +287,13 @@ class Resident:
         if not is_loose(self.plan):
             return
         for *_, futures in pending:
-            windows = self.oversight.finish(futures, self._steps_name())
-            self.gathered.take(windows, self.placement.distinct)
+            self._gather(self.oversight.finish(futures, self._steps_name()))
+
+    def _gather(self, windows: Sequence[Window]) -> None:
+        self.gathered.take(windows, self.placement.distinct)
+        for window in windows:
+            for _, record in window.records:
+                tell_done(self.order, record.history, self.placement.workers, record.steps - 1)
 
     def _window_end(self, start: int, last: int, epoch: int) -> int:
         """Choose where a window ends: about a second later, and where someone looks."""
@@ -361,7 +366,7 @@ class Resident:
             self.outcome.moved.add(window.moved)
         step = min(r.steps for r in records)
         self.outcome.steps = step
-        self.gathered.take(windows, self.placement.distinct)
+        self._gather(windows)
         seconds = max((w.seconds for w in windows), default=0.0)
         if step > start and seconds > 0:
             rate = (step - start) / seconds

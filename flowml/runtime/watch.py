@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from flowml.errors import StalledError, WorkerLostError
 from flowml.plan import Plan
+from flowml.runtime import meter
 from flowml.runtime.board import Board, Report
 from flowml.runtime.runspec import RunSpec
 
-WAITING = 65535
+WAITING = meter.WAITING
 """Index on the board of a rank that stands at a barrier, or between windows."""
 BEAT_SECONDS = 0.5
 """How often a process says on the board that it is alive."""

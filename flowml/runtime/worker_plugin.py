@@ -37,12 +37,15 @@ from flowml.runtime.host_key import host_key
 from flowml.runtime.loop_settings import LoopSettings
 from flowml.runtime.loose_gang import LooseGang
 from flowml.runtime.loose_memory import HOME
+from flowml.runtime.prometheus import export, withdraw
+from flowml.runtime.reports import WATCH, Reporter
 from flowml.runtime.runspec import RunSpec
 from flowml.runtime.table_call import PARK_SECONDS, TableCall
 from flowml.runtime.watch import BEAT_SECONDS
+from flowml.runtime.worker_counts import WorkerCounts
 
 NAME = "flowml"
-MESSAGES = ("flowml-lost", "flowml-abort", "flowml-close")
+MESSAGES = ("flowml-lost", "flowml-abort", "flowml-close", WATCH)
 """What the scheduler tells a worker."""
 ENDED_RUNS = 1000
 """Names of ended runs that a worker remembers."""
@@ -68,7 +71,10 @@ class FlowWorker(WorkerPlugin):
         add_request(worker, "flowml_exchange", self.take_parcel)
         add_request(worker, "flowml_pulse", self.pulse)
         add_request(worker, "flowml_tables", self.take_request)
-        takers = self.worker_lost, self.abort, self.close
+        self.reporter = Reporter(worker, self.gangs)
+        self.counts = WorkerCounts(self.gangs)
+        export(self.counts.samples)
+        takers = self.worker_lost, self.abort, self.close, self.reporter.watch
         for message, taker in zip(MESSAGES, takers, strict=True):
             add_stream(worker, message, taker)
         self._beat = PeriodicCallback(self.beat, BEAT_SECONDS * 1000)
@@ -77,6 +83,8 @@ class FlowWorker(WorkerPlugin):
     def teardown(self, worker: Any) -> None:
         """Let go of everything."""
         self._beat.stop()
+        self.reporter.close()
+        withdraw(self.counts.samples)
         for run in [*self.gangs, *self._listeners, *self._parts]:
             self.close(run)
         remove_names(worker, "flowml_exchange", "flowml_pulse", "flowml_tables")

@@ -4,11 +4,14 @@ import ast
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from distributed import Client, LocalCluster
+from tornado.web import RequestHandler
 
-from flowml.runtime import _dask
+from flowml.runtime import _dask, _dask_pages
+from tests.faults.bed import eventually
 
 PACKAGE = Path(__file__).resolve().parents[2] / "flowml"
 PUBLIC = {
@@ -23,7 +26,8 @@ PUBLIC = {
     "distributed",
     "distributed.diagnostics.plugin",
 }
-FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "_dask.py")
+ADAPTERS = {"_dask.py", "_dask_pages.py"}
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ADAPTERS)
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +123,65 @@ def test_functions_run_on_workers_within_a_time(cluster_of_one):
     found = _dask.run_within(client, pow, 2, 3, workers=[address], seconds=10.0)
     assert found == {address: 8}
     assert _dask.silences(cluster.scheduler, [address, "tcp://nobody:1"]) == {}
+
+
+def test_routes_are_added_once_below_the_prefix(cluster_of_one):
+    cluster, _ = cluster_of_one
+    scheduler = cluster.scheduler
+    assert _dask.http_prefix(scheduler) == "/"
+    rules = scheduler.http_application.default_router.rules
+    for _ in range(2):
+        _dask.add_route(scheduler, "flowml/test", RequestHandler, {})
+    found = [r for host in rules if hasattr(host.target, "rules") for r in host.target.rules]
+    assert [r.matcher.regex.pattern for r in found].count("/flowml/test$") == 1
+
+
+def test_one_way_messages_reach_the_scheduler(cluster_of_one):
+    cluster, client = cluster_of_one
+    (worker,) = cluster.workers.values()
+    taken = []
+    _dask.add_stream(cluster.scheduler, "flowml-test", lambda **message: taken.append(message))
+    try:
+        _dask.tell_from_client(client, {"op": "flowml-test", "text": "from a client"})
+        worker.loop.add_callback(
+            _dask.tell_from_worker, worker, {"op": "flowml-test", "text": "from a worker"}
+        )
+        eventually(lambda: len(taken) == 2)
+    finally:
+        _dask.remove_names(cluster.scheduler, "flowml-test")
+    assert {m["text"]: m.get("client") or m.get("worker") for m in taken} == {
+        "from a client": client.id,
+        "from a worker": worker.address,
+    }
+
+
+def test_seconds_of_a_task_are_digested(cluster_of_one):
+    cluster, client = cluster_of_one
+
+    def metered():
+        _dask.digest("flowml test", 0.25)
+
+    client.submit(metered, key=("flowml:digest-a.1", 0), pure=False).result()
+    (worker,) = cluster.workers.values()
+
+    def found():
+        told = worker.digests_total.items()
+        return [v for k, v in told if k[0] == "execute" and k[-2:] == ("flowml test", "seconds")]
+
+    eventually(found)
+    assert found() == [0.25]
+
+
+def test_a_page_is_added_once_with_its_entry(cluster_of_one):
+    cluster, _ = cluster_of_one
+    scheduler = cluster.scheduler
+    template = _dask_pages.page_template(PACKAGE / "dashboard", "page.html")
+
+    def document(server, variables, found):
+        _dask_pages.dress(found, template, variables)
+
+    assert [_dask_pages.add_page(scheduler, "test-page", document) for _ in range(2)] == [True] * 2
+    pages = [a for a in scheduler.http_application.applications if "/test-page" in a.app_paths]
+    assert len(pages) == 1
+    with urlopen(f"http://127.0.0.1:{scheduler.http_server.port}/status") as answer:
+        assert answer.read().decode().count('href="test-page"') == 1
