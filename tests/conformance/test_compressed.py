@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from distributed import Client
 import flowml as fl
 from flowml.errors import PlanError
 from tests.conformance.catalogue import COMPRESSED, examples, library, softmax
+from tests.conformance.mixed_graphs import MIXED
 from tests.conformance.test_conformance import assert_same_bytes, recorded
 
 CODECS: dict[str, Any] = {
@@ -55,6 +58,16 @@ def test_a_stale_run_with_a_codec_replays(name: str, client: Client) -> None:
     assert all(run.tables["w"][k].tobytes() == again.tables["w"][k].tobytes() for k in "Wb")
 
 
-def test_tasks_refuse_codecs_and_say_why() -> None:
-    with pytest.raises(PlanError, match="sync edges without codecs only"):
-        compressed(fl.codecs.sign()).run(steps=1, replicas=2, executor="tasks")
+REFUSED: dict[str, Callable[[], fl.Graph]] = {
+    "codec": partial(compressed, fl.codecs.sign()),
+    "stale": partial(compressed, fl.codecs.sign(), "stale"),
+    **{name: MIXED[name] for name in ("quorum_carry", "large_enough", "rows_hash_sync")},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_tasks_refuse_what_a_task_cannot_wait_for_and_say_why(name: str) -> None:
+    with pytest.raises(PlanError, match="sync edges that carry whole values only") as caught:
+        REFUSED[name]().run(steps=1, replicas=2, executor="tasks")
+    for words in ("stale", "compressed", "quorum", "threshold", "rows by key", "Leave executor="):
+        assert words in str(caught.value)
