@@ -30,7 +30,7 @@ from flowml.run import Graph
 
 @click.command(name="compare")
 @several_graph_options
-@click.option("--target-loss", type=float, help="By default 90 % of the way to the best of all.")
+@click.option("--target-loss", type=float, help="By default the lowest that all come to.")
 @click.option("--repetitions", type=click.IntRange(1), default=1, help="Times are medians.")
 @click.option("--report", type=click.Path(dir_okay=False), help="An HTML file with the plots.")
 @click.option("--max-seconds", type=float, help="End each run after this time.")

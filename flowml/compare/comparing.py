@@ -59,8 +59,8 @@ def compare(
     replicas : sequence of int
         1 is added: speed-ups are against one replica of the same graph.
     target_loss : float, optional
-        The training loss that times are to. Left out: most of the way from the first loss to the
-        best of all rows.
+        The training loss that times are to. Left out: the lowest that all rows come to, but
+        those that do not get half of the way from the first loss to the best of all.
     steps, epochs : int, optional
         Length of each run, whichever comes first; 10 epochs when both are left out.
     test : source, optional

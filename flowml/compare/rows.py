@@ -14,8 +14,8 @@ from flowml.compiler.shown import shown_seconds
 
 NUMPY = "NumPy loop"
 """Name of the row that has no graph."""
-TARGET_PART = 0.9
-"""Where nobody names a target, it lies this part of the way from the first loss to the best."""
+LEAST_PART = 0.5
+"""Where nobody names a target, all count that come this part of the way to the best loss."""
 WELL = ("done", "until", "stopped")
 """How a run ends that did not fail."""
 
@@ -93,14 +93,20 @@ def named(graph: str, replicas: int) -> str:
 
 
 def chosen_target(trials: Sequence[Trial]) -> float:
-    """Return the loss most of the way from the first loss of any trial to the best of all."""
+    """Return the lowest loss that all trials come to, but those that do not come half of the way.
+
+    Notes
+    -----
+    The way is from the first loss of any trial to the best of all.
+    """
     curves = [t.curve.losses[np.isfinite(t.curve.losses)] for t in trials]
     known = [losses for losses in curves if len(losses)]
     if not known:
         return math.nan
     first = max(float(losses[0]) for losses in known)
     best = min(float(losses.min()) for losses in known)
-    return first + TARGET_PART * (best - first)
+    enough = first + LEAST_PART * (best - first)
+    return max(low for low in (float(losses.min()) for losses in known) if low <= enough)
 
 
 def rows_of(trials: Sequence[Trial], target: float) -> tuple[Row, ...]:
@@ -214,7 +220,7 @@ def _number(value: float, form: str) -> str:
 
 def target_words(target: float, *, chosen: bool) -> str:
     """Say what the times are to."""
-    how = f", {TARGET_PART:.0%} of the way to the best of all" if chosen else ""
+    how = ", which all come to that get half of the way to the best" if chosen else ""
     return f"time and examples to a training loss of {target:.4g}{how}"
 
 

@@ -94,9 +94,11 @@ def test_of_repetitions_the_median_counts() -> None:
     assert row.target_seconds == 2.0
 
 
-def test_a_target_that_nobody_names_is_most_of_the_way_to_the_best() -> None:
+def test_a_target_that_nobody_names_is_what_all_come_to_that_get_half_of_the_way() -> None:
     trials = [trial("a", 1, [5.0, 2.0]), trial("b", 1, [5.0, 1.0]), trial("c", 1, [5.0, math.nan])]
-    assert chosen_target(trials) == pytest.approx(5.0 - 0.9 * 4.0)
+    assert chosen_target(trials) == 2.0
+    assert chosen_target([*trials, trial("lost", 1, [5.0, 4.0])]) == 2.0
+    assert chosen_target([*trials, trial("slow", 1, [5.0, 3.0, 4.0])]) == 3.0
     assert math.isnan(chosen_target([]))
 
 
