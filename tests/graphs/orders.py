@@ -115,7 +115,7 @@ class Work:
         clocks = [0] * self.replicas
         for kind, replica, _, _ in self.events:
             yield kind, replica, clocks[replica]
-            clocks[replica] += kind == "deliver"
+            clocks[replica] += kind in ("deliver", "skip")
 
     def rows(self, replica: int, clock: int) -> Array:
         """Return the rows of a batch: none where the replica waits for the end of the epoch."""
