@@ -157,9 +157,9 @@ def loose(name: str, dtype: str = "float32", **options: Any) -> fl.Graph:
 
 COMPRESSED = ("power_sgd", "sign_sgd", "top_k_ssgd")
 """Graphs of graphs/ with a codec on an edge."""
-MISSING_STEPS = ("backup_workers",)
-"""Graphs of graphs/ whose replicas do not all make each step: they are in mixed_graphs.py."""
-OTHERS = {*LOOSE, *COMPRESSED, *MISSING_STEPS}
+UNEVEN = ("backup_workers", "hybrid")
+"""Graphs of graphs/ whose replicas do not all deliver in each step: see mixed_graphs.py."""
+OTHERS = {*LOOSE, *COMPRESSED, *UNEVEN}
 
 CATALOGUE: dict[str, Callable[[], fl.Graph]] = {
     "momentum": lambda: sgd_with(fl.sgd(0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)),

@@ -15,17 +15,6 @@ KEYS, DIM = 20, 2
 Mark = Callable[[Any], Any]
 
 
-def hybrid() -> fl.Graph:
-    """Sync in a group, async between groups: a private copy of each group goes with its own."""
-    model = softmax()
-    initial = model.init(seed=0)
-    w, copy = fl.table("w", initial), fl.table("copy", initial, scope="host")
-    batch = fl.load(examples(), batch_size=8)
-    mean = fl.aggregate("mean", fl.gradient(model, copy, batch), within="host")
-    fresh = fl.update(w, mean.async_(), fl.sgd(0.1))
-    return fl.Graph(fresh, fl.assign(copy, fresh))
-
-
 def local_steps(codec: Any = None) -> fl.Graph:
     """Local SGD whose differences are compressed."""
     model = softmax()
@@ -151,7 +140,7 @@ def _free(handle: Any) -> Any:
 GROUPED = ("hybrid",)
 """Graphs whose replicas meet in groups."""
 MIXED: dict[str, Callable[[], fl.Graph]] = {
-    "hybrid": hybrid,
+    "hybrid": partial(published, "hybrid"),
     "local_steps": local_steps,
     "local_steps_low_rank": partial(local_steps, fl.codecs.low_rank(1)),
     "quorum_carry": quorum,
