@@ -15,6 +15,7 @@ from flowml.compiler.layouts import layout_of_source
 from flowml.compiler.traffic import EdgeTraffic, Hosts, Traffic
 from flowml.plan import PlanOperator, PlanPort
 from flowml.protocol.promise_specs import ReadSpec
+from flowml.runtime.group_answers import group_readers
 from flowml.runtime.loose_plan import Gate, LoosePlan, split
 
 
@@ -52,8 +53,14 @@ class LooseTraffic:
             return EdgeTraffic(edge, promise, port.every, False, 0.0, 0.0, 0.0, 0.0)
         share = 1 - len(apart[0]) / plan.replicas  # of those who are not with the tables
         nbytes = None if written is None or read is None else share * (written + read)
-        asked = 2 * share * plan.replicas * self._asks(name, number)
+        asked = 2 * share * self._askers(port) * self._asks(name, number)
         return EdgeTraffic(edge, promise, port.every, True, written, read, asked, nbytes)
+
+    def _askers(self, port: PlanPort) -> int:
+        """Return how many receive what a port reads: a group's first replica does so for all."""
+        plan = self.traffic.plan
+        in_group = not port.table and port.source in group_readers(plan)
+        return len(plan.groups) if in_group else plan.replicas
 
     def _asks(self, name: str, number: int) -> float:
         """Return how often a step asks for an input; deliveries go along."""
@@ -120,7 +127,7 @@ class LooseTraffic:
         if nbytes is None:
             return None
         if mine.answer or port.ids is not None:  # each reader gets its own
-            return plan.replicas * nbytes * self._rate(mine)
+            return self._askers(port) * nbytes * self._rate(mine)
         before = edges[: edges.index(mine)]
         rate = self.traffic.mean(
             lambda step: (
