@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from flowml.actions import GLOBAL, Aggregate
+from flowml.actions import GLOBAL, Aggregate, Update
 from flowml.compiler.layouts import layout_of_source
 from flowml.compiler.traffic import EdgeTraffic, Hosts, Traffic
 from flowml.plan import PlanOperator, PlanPort
@@ -91,8 +91,12 @@ class LooseTraffic:
         edge = self.traffic.plan.edge_name(gate.operator, 0)
         depends = port.codec is not None or port.threshold is not None or port.ids is not None
         nbytes = self._bytes(edge, port, depends=depends)
-        members = self.loose.teams[gate.spec.team].members
-        return None if nbytes is None else members * nbytes * self._gate_rate(gate)
+        members, action = self.loose.teams[gate.spec.team].members, gate.operator.action
+        if nbytes is None:
+            return None
+        if isinstance(action, Update) and action.rule.reads:  # what was read goes along
+            nbytes += self.traffic.layouts[action.table, -1].nbytes
+        return members * nbytes * self._gate_rate(gate)
 
     def _bytes(self, edge: str, port: PlanPort, *, depends: bool) -> float | None:
         """Return the bytes of one value on an edge, measured if they depend on more than shapes."""
