@@ -144,6 +144,7 @@ LOOSE: dict[str, tuple[dict[str, Any], float, int]] = {
     "easgd": ({"period": 3}, math.inf, 1),
     "warm_then_async": ({"warm": 12}, math.inf, 1),
     "adaptive_delay": ({}, math.inf, 1),
+    "delay_compensated": ({"variance": 2.0, "decay": 0.9}, math.inf, 1),
 }
 """Graphs of graphs/ with stale or async edges: options, promised staleness, steps of a read."""
 

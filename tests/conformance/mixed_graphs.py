@@ -141,6 +141,7 @@ GROUPED = ("hybrid",)
 """Graphs whose replicas meet in groups."""
 MIXED: dict[str, Callable[[], fl.Graph]] = {
     "hybrid": partial(published, "hybrid"),
+    "delay_compensated": partial(published, "delay_compensated", variance=2.0),
     "local_steps": local_steps,
     "local_steps_low_rank": partial(local_steps, fl.codecs.low_rank(1)),
     "quorum_carry": quorum,
