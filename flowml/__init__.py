@@ -8,6 +8,7 @@ from flowml import initial_rows as init
 from flowml.clipping import by_leaf, clip_norm
 from flowml.collect import closest as _closest
 from flowml.compare import compare
+from flowml.delay_compensation import delay_compensated
 from flowml.differentiate import value_and_grad
 from flowml.errors import (
     CheckpointError,
@@ -71,6 +72,7 @@ __all__ = [
     "codecs",
     "compare",
     "data",
+    "delay_compensated",
     "evaluate",
     "gradient",
     "here",

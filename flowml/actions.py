@@ -129,6 +129,8 @@ class Answer:
     """What the contributions of a step came to, received in the same step."""
 
     operator: str
+    table: str | None = None
+    """The table that is received, as it stands after the operator; None: a value."""
 
 
 Action: TypeAlias = (

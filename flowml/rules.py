@@ -92,7 +92,7 @@ class Rule:
         return f"Rule({self.name!r})"
 
 
-def _zeros(where: str, names: tuple[str, ...], eps: float, fill: float, params: Array) -> State:
+def state_of(where: str, names: tuple[str, ...], eps: float, fill: float, params: Array) -> State:
     """Return state arrays filled with ``fill``; refuse a dtype in which the rule cannot work.
 
     ``eps`` is what the rule divides by, which must not round to zero (1.0 if it has none).
@@ -181,7 +181,7 @@ def sgd(
     decay = real(where, "weight_decay", weight_decay)
     names = ("velocity",) if momentum else ()
     step = partial(_sgd_step, as_schedule(lr, where=where), momentum, bool(nesterov), decay)
-    return Rule(partial(_zeros, where, names, 1.0, 0.0), step, name="sgd")
+    return Rule(partial(state_of, where, names, 1.0, 0.0), step, name="sgd")
 
 
 def _add_init(scale: float, params: Array) -> State:
@@ -226,7 +226,7 @@ def _descend(
     np.subtract(params, spare, out=out)
 
 
-def _average(mean: Array, fresh: Array, decay: float, spare: Array) -> None:
+def average(mean: Array, fresh: Array, decay: float, spare: Array) -> None:
     """Move ``mean`` to ``decay * mean + (1 - decay) * fresh``; ``spare`` may be ``fresh``."""
     mean *= mean.dtype.type(decay)
     np.multiply(fresh, mean.dtype.type(1.0 - decay), out=spare)
@@ -259,7 +259,7 @@ def adagrad(lr: float | Schedule, eps: float = 1e-10, initial: float = 0.0) -> R
     """
     where = "fl.adagrad"
     eps, initial = real(where, "eps", eps), real(where, "initial", initial)
-    init = partial(_zeros, where, ("squares",), eps, initial)
+    init = partial(state_of, where, ("squares",), eps, initial)
     return Rule(init, partial(_adagrad_step, as_schedule(lr, where=where), eps), name="adagrad")
 
 
@@ -268,7 +268,7 @@ def _rmsprop_step(
     params: Array, update: Array, state: State, at: At, out: Array,
 ) -> None:  # fmt: skip
     fresh = np.square(update)
-    _average(state["squares"], fresh, decay, fresh)
+    average(state["squares"], fresh, decay, fresh)
     _descend(params, update, state["squares"], eps, lr(at.step), out)
 
 
@@ -282,7 +282,7 @@ def rmsprop(lr: float | Schedule, decay: float = 0.99, eps: float = 1e-8) -> Rul
     """
     where = "fl.rmsprop"
     decay, eps = real(where, "decay", decay, below=1.0), real(where, "eps", eps)
-    init = partial(_zeros, where, ("squares",), eps, 0.0)
+    init = partial(state_of, where, ("squares",), eps, 0.0)
     step = partial(_rmsprop_step, as_schedule(lr, where=where), decay, eps)
     return Rule(init, step, name="rmsprop")
 
@@ -294,8 +294,8 @@ def _adam_step(
     number = params.dtype.type
     first, second = state["first"], state["second"]
     spare = _spare(params, out)
-    _average(first, update, b1, spare)
-    _average(second, np.square(update, out=spare), b2, spare)
+    average(first, update, b1, spare)
+    average(second, np.square(update, out=spare), b2, spare)
     rate, t = lr(at.step), at.applied + 1
     np.sqrt(second, out=spare)
     spare *= number(1.0 / math.sqrt(1.0 - b2**t))
@@ -318,7 +318,7 @@ def _adam(
         real(where, "eps", eps),
         real(where, "weight_decay", weight_decay),
     )
-    init = partial(_zeros, where, ("first", "second"), eps, 0.0)
+    init = partial(state_of, where, ("first", "second"), eps, 0.0)
     return Rule(init, step, name=where.removeprefix("fl."))
 
 

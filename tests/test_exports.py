@@ -32,6 +32,7 @@ EXPORTS = [
     "codecs",
     "compare",
     "data",
+    "delay_compensated",
     "evaluate",
     "gradient",
     "here",

@@ -122,6 +122,10 @@ def _port_refusals(
     if port.table:
         if operator.scope == GLOBAL and port.edge.period is not None:
             found.append(_beside(where, ".every stands between a replica and what is global"))
+        in_group = operator.scope not in (GLOBAL, REPLICA)
+        if in_group and graph.table(port.source).scope == GLOBAL and loosest(promises) > 0:
+            what = "a group reads a table of all .sync(), or reads what its own write returns,"
+            found.append(_beside(where, f"{what} so that its replicas have one version"))
         return found
     source = graph.operator(port.source)
     if source.scope != operator.scope != GLOBAL and source.scope == REPLICA:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from flowml.actions import GLOBAL, Aggregate
+from flowml.actions import GLOBAL, Aggregate, Update
 from flowml.compiler.layouts import layout_of_source
 from flowml.compiler.traffic import EdgeTraffic, Hosts, Traffic
 from flowml.plan import PlanOperator, PlanPort
 from flowml.protocol.promise_specs import ReadSpec
+from flowml.runtime.group_answers import group_readers
 from flowml.runtime.loose_plan import Gate, LoosePlan, split
 
 
@@ -52,8 +53,14 @@ class LooseTraffic:
             return EdgeTraffic(edge, promise, port.every, False, 0.0, 0.0, 0.0, 0.0)
         share = 1 - len(apart[0]) / plan.replicas  # of those who are not with the tables
         nbytes = None if written is None or read is None else share * (written + read)
-        asked = 2 * share * plan.replicas * self._asks(name, number)
+        asked = 2 * share * self._askers(port) * self._asks(name, number)
         return EdgeTraffic(edge, promise, port.every, True, written, read, asked, nbytes)
+
+    def _askers(self, port: PlanPort) -> int:
+        """Return how many receive what a port reads: a group's first replica does so for all."""
+        plan = self.traffic.plan
+        in_group = not port.table and port.source in group_readers(plan)
+        return len(plan.groups) if in_group else plan.replicas
 
     def _asks(self, name: str, number: int) -> float:
         """Return how often a step asks for an input; deliveries go along."""
@@ -84,8 +91,12 @@ class LooseTraffic:
         edge = self.traffic.plan.edge_name(gate.operator, 0)
         depends = port.codec is not None or port.threshold is not None or port.ids is not None
         nbytes = self._bytes(edge, port, depends=depends)
-        members = self.loose.teams[gate.spec.team].members
-        return None if nbytes is None else members * nbytes * self._gate_rate(gate)
+        members, action = self.loose.teams[gate.spec.team].members, gate.operator.action
+        if nbytes is None:
+            return None
+        if isinstance(action, Update) and action.rule.reads:  # what was read goes along
+            nbytes += self.traffic.layouts[action.table, -1].nbytes
+        return members * nbytes * self._gate_rate(gate)
 
     def _bytes(self, edge: str, port: PlanPort, *, depends: bool) -> float | None:
         """Return the bytes of one value on an edge, measured if they depend on more than shapes."""
@@ -120,7 +131,7 @@ class LooseTraffic:
         if nbytes is None:
             return None
         if mine.answer or port.ids is not None:  # each reader gets its own
-            return plan.replicas * nbytes * self._rate(mine)
+            return self._askers(port) * nbytes * self._rate(mine)
         before = edges[: edges.index(mine)]
         rate = self.traffic.mean(
             lambda step: (

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from flowml.actions import REPLICA, Aggregate
+from flowml.actions import REPLICA, Aggregate, Answer
 from flowml.layout import Layout
 from flowml.plan import Plan, PlanOperator, PlanPort
 from flowml.reductions import Tree, maximal_subtrees
@@ -219,7 +219,8 @@ def layout_of_port(plan: Plan, layouts: Layouts, port: PlanPort) -> Layout:
     """Return the layout of what an input reads."""
     if port.table:
         return layouts[port.source, -1]
-    written = plan.operator(port.source).writes
+    source = plan.operator(port.source)
+    written = source.action.table if isinstance(source.action, Answer) else source.writes
     return layouts[written, -1] if written else layouts[port.source, port.output]
 
 

@@ -125,7 +125,9 @@ class GateInput:
         if self._spec is not None:
             keys, rows = self._keyed(value, values, step)
             return Contribution(examples, weight, (rows,), keys, (), staleness)
-        return Contribution(examples, weight, self._flat(value, step), None, self._seen, staleness)
+        flat = self._flat(value, step)
+        self.moved += sum(buffer.nbytes for buffer in self._seen)
+        return Contribution(examples, weight, flat, None, self._seen, staleness)
 
     # -- the value -----------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ replica reads what all share, delivers what it has made, and receives what that 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from flowml.actions import GLOBAL, REPLICA, Aggregate, Answer, LookUp, Update
@@ -19,6 +20,7 @@ from flowml.codecs.contract import Codec
 from flowml.freshness import loosest
 from flowml.plan import Plan, PlanOperator, PlanPort, PlanTable
 from flowml.protocol.promise_specs import GateSpec, ReadSpec, TeamSpec
+from flowml.runtime.group_answers import group_readers, hand_round, handed, make_room
 from flowml.runtime.row_tables import is_row_table
 
 QUEUE_STEPS = 16
@@ -126,16 +128,20 @@ class _Split:
         self.reads: list[tuple[ReadSpec, str | None]] = []
         self.codecs: list[Codec | None] = []
         self.received: list[PlanOperator] = []
+        self.in_groups = group_readers(plan)
 
     def run(self) -> LoosePlan:
         plan = self.plan
         operators = [self._local(o) for o in self.mine]
         self._whole_tables()
         turn_of = {name: self._turn_of_gate(plan.operator(name)) for name in self._gate_names()}
+        placed = [0 if f is None else self.phase[r.reader] for r, f in self.reads]
+        operators, turn_of, placed = self._with_room(operators, turn_of, placed)
         teams, team_of = self._teams(turn_of)
         self._answers(turn_of)
         gates = tuple(self._gate(o, team_of[o.name]) for o in self.gated)
-        reads = tuple(replace(r, turn=t) for r, t in self._placed(turn_of))
+        placed += [turn_of[self.gated[r.gate].name] for r, _ in self.reads[len(placed) :]]
+        reads = tuple(replace(r, turn=t) for (r, _), t in zip(self.reads, placed, strict=True))
         lookups, codecs = tuple(lookup for _, lookup in self.reads), tuple(self.codecs)
         local = replace(
             plan,
@@ -206,6 +212,8 @@ class _Split:
         if port.table:
             return replace(port, crosses=False)
         source = self.plan.operator(port.source)
+        if source.name in self.in_groups and reader.scope != GLOBAL:
+            return replace(port, source=handed(source.name, port.output), output=0, crosses=False)
         crosses = source.scope == REPLICA != reader.scope
         return replace(port, crosses=crosses)
 
@@ -254,19 +262,19 @@ class _Split:
             source, gate = self.plan.operator(name), self.gate_of[name]
             entry = self.gated[gate].inputs[0]
             turn = turn_of[self.gated[gate].name]
-            groups = [reader.scope for reader, _ in readers if reader.scope != REPLICA]
-            self.received.append(
-                replace(
-                    source,
-                    kind="receive",
-                    action=Answer(name),
-                    scope=groups[0] if groups else REPLICA,
-                    inputs=(replace(entry, crosses=False, codec=None, ids=None, members=None),),
-                    placement="replica",
-                    phase=turn,
-                    sliced=False,
-                )
+            received = replace(
+                source,
+                kind="receive",
+                action=Answer(name, source.writes),
+                scope=REPLICA,
+                inputs=(replace(entry, crosses=False, codec=None, ids=None, members=None),),
+                placement="replica",
+                phase=turn,
+                sliced=False,
             )
+            self.received.append(received)
+            if name in self.in_groups:
+                self.received += hand_round(received, self.in_groups[name])
             for reader, port in readers:
                 spec = ReadSpec(name, reader.name, port.promises, port.every, gate, answer=True)
                 self._read(spec, name, port)
@@ -299,15 +307,22 @@ class _Split:
         teams = tuple(TeamSpec(s, self.plan.instances(s), turn) for s, turn in order)
         return teams, {name: order.index(key) for name, key in keys.items()}
 
-    def _placed(self, turn_of: dict[str, int]) -> list[tuple[ReadSpec, int]]:
-        """Return each read with its turn: whole tables before the step, rows before who reads."""
-        placed = []
-        for read, lookup in self.reads:
-            if read.answer:
-                placed.append((read, turn_of[self.gated[read.gate].name]))
-            else:
-                placed.append((read, 0 if lookup is None else self.phase[read.reader]))
-        return placed
+    def _with_room(
+        self, operators: list[PlanOperator], turn_of: dict[str, int], placed: list[int]
+    ) -> tuple[list[PlanOperator], dict[str, int], list[int]]:
+        """Return operators, turns of gates and of reads with phases in which groups receive."""
+        turns = {name: turn_of[self.gated[self.gate_of[name]].name] for name in self.in_groups}
+        self.phase = make_room(self.plan, self.phase, turns)
+        rooms = sorted(set(turns.values()))
+        self.phases += len(rooms)
+        self.received = [
+            replace(o, phase=bisect_left(rooms, o.phase) + o.phase) for o in self.received
+        ]
+        return (
+            [replace(o, phase=self.phase[o.name]) for o in operators],
+            {gate: turn + bisect_left(rooms, turn) for gate, turn in turn_of.items()},
+            [turn + bisect_left(rooms, turn) for turn in placed],
+        )
 
     def _turn(self, turn: int, reads: tuple[ReadSpec, ...], teams: tuple[TeamSpec, ...]) -> Turn:
         here = [n for n, r in enumerate(reads) if r.turn == turn]

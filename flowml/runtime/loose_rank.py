@@ -17,6 +17,7 @@ from flowml.protocol.promise_specs import ReadSpec
 from flowml.runtime.contributions import Contribution
 from flowml.runtime.domain import Domain, DomainMemory, Layouts
 from flowml.runtime.gate_input import GateInput
+from flowml.runtime.group_answers import first_of_group, group_readers
 from flowml.runtime.loose_plan import LoosePlan
 from flowml.runtime.outcome import Order
 from flowml.runtime.program import Programs, StepProgram
@@ -226,6 +227,10 @@ class _Pulls:
             where = f"edge {read.source} -> {read.reader}"
             return RowPull(number, self._row_spec(read), self.rank, receiver, fires, where)
         targets = tuple((layout, layout.allocate()) for layout in self._answered(read, receiver))
+        if receiver.name in group_readers(self.loose.plan) and not first_of_group(
+            self.loose.plan, self.rank.number
+        ):
+            fires = _never
         return AnswerPull(number, read, self.rank, receiver, targets, fires)
 
     def _answered(self, read: ReadSpec, receiver: PlanOperator) -> list[Layout]:
@@ -249,6 +254,10 @@ class _Pulls:
 
 def _always(step: int) -> bool:
     return True
+
+
+def _never(step: int) -> bool:
+    return False
 
 
 def _numbers_in_plan(loose: LoosePlan) -> dict[str, int]:

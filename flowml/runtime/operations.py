@@ -363,7 +363,8 @@ def _written(
         out = flat
     else:
         rule = table.rules[operator.name]
-        at = At(spot().step, rule.applied, 0, writer, value.examples or 0.0)
+        read = table.current if rule.rule.reads else None  # in a step in which all go together
+        at = At(spot().step, rule.applied, 0, writer, value.examples or 0.0, read)
         call(spot, rule.apply, table.latest, flat, at, out)
     return out
 

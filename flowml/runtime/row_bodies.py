@@ -8,6 +8,7 @@ from functools import partial
 from flowml.actions import LookUp
 from flowml.plan import PlanOperator
 from flowml.rules import At
+from flowml.runtime.bodies import written_regions
 from flowml.runtime.calls import Spot, placed_errors
 from flowml.runtime.inputs import Getter, Pattern, getter
 from flowml.runtime.private_rows import PrivateRows
@@ -20,8 +21,23 @@ Act = Callable[[int], None]
 
 
 def received_body(pattern: Pattern, operator: PlanOperator) -> Act:
-    """Return a body that does nothing: what is received lies in its register already."""
-    return _nothing
+    """Return a body that shows its group what lies in the registers already, if that reads it."""
+    rank = pattern.rank
+    regions = written_regions(pattern, operator)
+    shown = [
+        (rank.slots[operator.name, output], region)
+        for output, region in enumerate(regions)
+        if region is not None
+    ]
+    if not shown:
+        return _nothing
+    registers = rank.registers
+
+    def act(step: int) -> None:
+        for slot, region in shown:
+            region.put(*registers[slot])
+
+    return act
 
 
 def _nothing(step: int) -> None:

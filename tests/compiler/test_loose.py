@@ -84,6 +84,13 @@ def loose_inside(mark: Mark) -> fl.Graph:
     return fl.Graph(fl.update(w, mark(inside), fl.sgd(0.1)))
 
 
+def group_that_reads(mark: Mark) -> fl.Graph:
+    w, copy = table(), table("copy", "host")
+    inside = fl.aggregate("mean", gradient(copy), within="host", name="inside")
+    refreshed = fl.assign(copy, mark(w), name="refreshed")
+    return fl.Graph(refreshed, fl.update(w, mark(inside), fl.sgd(0.1)))
+
+
 def two_tables_of_one_sum(mark: Mark) -> fl.Graph:
     w, size = table(), table("size")
     mean = fl.aggregate("mean", gradient(mark(w)), name="mean")
@@ -157,6 +164,9 @@ REFUSED = [
     (two_sums_of_one_table, "table 'w' (",
      "a global table is written behind one sum, not by 'first' and 'second'"),
     (loose_inside, "edge grad -> inside (", "replicas of a group keep step, so the edge is sync"),
+    (group_that_reads, "edge w -> refreshed (",
+     "a group reads a table of all .sync(), or reads what its own write returns, so that its "
+     "replicas have one version"),
     (tighter_later, "edge w -> grad (", "a later promise may not be tighter than an earlier one"),
     (kept_sum, "edge grad -> mean (", ".every is for sync edges, and for pushes, not for this sum"),
     (kept_behind, "edge mean -> update_w (",

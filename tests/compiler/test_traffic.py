@@ -97,6 +97,21 @@ def test_a_loose_step_reads_and_delivers_what_is_predicted(name, replicas):
     assert moved.messages == 0
 
 
+def test_one_replica_of_a_group_receives_for_all_of_it():
+    X, y = examples()
+    rows = X[:FULL_BATCHES], y[:FULL_BATCHES]
+    graph = from_file("hybrid", softmax(), rows, batch_size=8, lr=0.1)
+    run = graph.run(steps=STEPS, replicas=5, groups=2, executor="serial", record=True)
+    plan = run.outcome.plan
+    layouts = known_layouts(plan, probe_here(plan, ORDER))
+    traffic = Traffic.of(plan, layouts, (tuple(range(5)),), {})
+    edges = [LooseTraffic.of(traffic).edge(*port, "", traffic.hosts) for port in inputs(traffic)]
+    nbytes = layouts["w", -1].nbytes
+    assert sum(edge.read_bytes for edge in edges) == 2 * nbytes
+    assert sum(edge.written_bytes for edge in edges) == 2 * nbytes
+    assert sum(run.moved.read.values()) == sum(run.moved.written.values()) == STEPS * 2 * nbytes
+
+
 def test_a_period_of_the_push_alone_leaves_reads_without_news():
     graph = pushed_every(4)
     traffic = traffic_of(graph, 2)

@@ -144,6 +144,7 @@ LOOSE: dict[str, tuple[dict[str, Any], float, int]] = {
     "easgd": ({"period": 3}, math.inf, 1),
     "warm_then_async": ({"warm": 12}, math.inf, 1),
     "adaptive_delay": ({}, math.inf, 1),
+    "delay_compensated": ({"variance": 2.0, "decay": 0.9}, math.inf, 1),
 }
 """Graphs of graphs/ with stale or async edges: options, promised staleness, steps of a read."""
 
@@ -157,7 +158,9 @@ def loose(name: str, dtype: str = "float32", **options: Any) -> fl.Graph:
 
 COMPRESSED = ("power_sgd", "sign_sgd", "top_k_ssgd")
 """Graphs of graphs/ with a codec on an edge."""
-OTHERS = {*LOOSE, *COMPRESSED}
+UNEVEN = ("backup_workers", "hybrid")
+"""Graphs of graphs/ whose replicas do not all deliver in each step: see mixed_graphs.py."""
+OTHERS = {*LOOSE, *COMPRESSED, *UNEVEN}
 
 CATALOGUE: dict[str, Callable[[], fl.Graph]] = {
     "momentum": lambda: sgd_with(fl.sgd(0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)),

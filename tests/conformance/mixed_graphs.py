@@ -9,21 +9,10 @@ from typing import Any
 import numpy as np
 
 import flowml as fl
-from tests.conformance.catalogue import CLASSES, FEATURES, examples, softmax
+from tests.conformance.catalogue import CLASSES, FEATURES, examples, from_file, softmax
 
 KEYS, DIM = 20, 2
 Mark = Callable[[Any], Any]
-
-
-def hybrid() -> fl.Graph:
-    """Sync in a group, async between groups: a private copy of each group goes with its own."""
-    model = softmax()
-    initial = model.init(seed=0)
-    w, copy = fl.table("w", initial), fl.table("copy", initial, scope="host")
-    batch = fl.load(examples(), batch_size=8)
-    mean = fl.aggregate("mean", fl.gradient(model, copy, batch), within="host")
-    fresh = fl.update(w, mean.async_(), fl.sgd(0.1))
-    return fl.Graph(fresh, fl.assign(copy, fresh))
 
 
 def local_steps(codec: Any = None) -> fl.Graph:
@@ -45,6 +34,11 @@ def quorum(late: str = "carry", every: int = 1) -> fl.Graph:
     grads = fl.gradient(model, w, fl.load(examples(), batch_size=8))
     mean = fl.aggregate("mean", grads.every(every).quorum(1, late=late))
     return fl.Graph(fl.update(w, mean, fl.sgd(0.1, momentum=0.5)))
+
+
+def published(name: str, **options: Any) -> fl.Graph:
+    """Build a graph of graphs/."""
+    return from_file(name, softmax(), examples(), batch_size=8, lr=0.1, **options)
 
 
 def large_enough() -> fl.Graph:
@@ -146,11 +140,13 @@ def _free(handle: Any) -> Any:
 GROUPED = ("hybrid",)
 """Graphs whose replicas meet in groups."""
 MIXED: dict[str, Callable[[], fl.Graph]] = {
-    "hybrid": hybrid,
+    "hybrid": partial(published, "hybrid"),
+    "delay_compensated": partial(published, "delay_compensated", variance=2.0),
     "local_steps": local_steps,
     "local_steps_low_rank": partial(local_steps, fl.codecs.low_rank(1)),
     "quorum_carry": quorum,
-    "quorum_drop": partial(quorum, "drop"),
+    "backup_workers": partial(published, "backup_workers", momentum=0.5),
+    "backup_workers_of_4": partial(published, "backup_workers", replicas=4),
     "quorum_every_2": partial(quorum, "carry", 2),
     "large_enough": large_enough,
     "half_reads": half_reads,

@@ -14,6 +14,7 @@ import optree
 
 import flowml as fl
 from flowml.cluster_run import probe_here
+from flowml.compiler.place import Groups
 from flowml.compiler.stages import compile_graph
 from flowml.runtime.interleaved import Interleaved, replay
 from flowml.runtime.loose_rank import KINDS
@@ -43,19 +44,32 @@ class Ran:
         return [late for kind, _, _, late in self.events if kind == "read"]
 
 
-def in_turns(graph: fl.Graph, replicas: int = REPLICAS, steps: int = STEPS) -> Ran:
+def in_turns(
+    graph: fl.Graph, replicas: int = REPLICAS, steps: int = STEPS, groups: Groups = None
+) -> Ran:
     """Run a graph in the serial executor."""
-    run = graph.run(steps=steps, replicas=replicas, executor="serial", record=True)
+    options: dict[str, Any] = {"steps": steps, "replicas": replicas, "groups": groups}
+    return ran(graph.run(executor="serial", record=True, **options))
+
+
+def ran(run: fl.Run) -> Ran:
+    """Return what a recorded run left."""
     names = ("kind", "replica", "clock", "staleness")
     return Ran(run.tables, _once(run.ledger["event"], [run.ledger[name] for name in names]))
 
 
-def at_random(graph: fl.Graph, seed: int = 0, replicas: int = REPLICAS, steps: int = STEPS) -> Ran:
+def at_random(
+    graph: fl.Graph,
+    seed: int = 0,
+    replicas: int = REPLICAS,
+    steps: int = STEPS,
+    groups: Groups = None,
+) -> Ran:
     """Let replicas of unequal speed read and step in a random order that promises allow.
 
     The record of the events, replayed, must give the same bytes.
     """
-    plan = compile_graph(graph.logical, replicas)
+    plan = compile_graph(graph.logical, replicas, groups)
     order = Order(steps=steps, epochs=None, record=True)
     layouts = probe_here(plan, order)
     state = Interleaved.start(plan, order, layouts)
@@ -115,7 +129,7 @@ class Work:
         clocks = [0] * self.replicas
         for kind, replica, _, _ in self.events:
             yield kind, replica, clocks[replica]
-            clocks[replica] += kind == "deliver"
+            clocks[replica] += kind in ("deliver", "skip")
 
     def rows(self, replica: int, clock: int) -> Array:
         """Return the rows of a batch: none where the replica waits for the end of the epoch."""
