@@ -11,8 +11,10 @@ import numpy as np
 
 from flowml.actions import REPLICA
 from flowml.data.stream import BatchStream
+from flowml.freshness import needed_before
 from flowml.layout import Layout
 from flowml.plan import Firing, PlanOperator
+from flowml.protocol.failures import ProtocolError
 from flowml.protocol.promise_specs import ReadSpec
 from flowml.runtime.contributions import Contribution
 from flowml.runtime.domain import Domain, DomainMemory, Layouts
@@ -127,12 +129,29 @@ class LooseRank:
         rows = []
         for pull in due:
             number = pull.number
-            late = reads.lateness(number, step)
+            late = self._bounded(reads.lateness(number, step), number, step)
             self.staleness = max(self.staleness, late)
             moved, version = min(pull.take(reads), MOST_BYTES), reads.version(number)
             row = (event, step, version, moved, 0.0, self.number)
             rows.append((*row, min(late, MOST_LATE), number, READ))
         return rows
+
+    def _bounded(self, late: int, number: int, step: int) -> int:
+        """Return how late a read is, which its promise must allow: it has been waited for."""
+        read = self.loose.reads[number]
+        at = step + read.answer
+        allowed = at - needed_before(read.promises, at)
+        if late > allowed and read.gate >= 0:
+            gate = self.loose.gates[read.gate].spec
+            allowed += gate.every - 1 if gate.push else 0  # the lead counts steps without a push
+        if late > allowed:
+            raise ProtocolError(
+                f"edge {read.source} -> {read.reader}, replica {self.number}, step {step}",
+                f"the read may be at most {allowed} steps late",
+                str(late),
+                "This is a fault in flowml.",
+            )
+        return late
 
     def give(self, step: int, team: int) -> dict[int, Contribution]:
         """Return what this replica has for the gates of a team, by gate."""
