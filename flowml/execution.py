@@ -252,6 +252,16 @@ class Run:
         return moved_of(outcome.plan, record)
 
     @property
+    def unsent(self) -> tuple[str, ...]:
+        """Edges that keep values at the end of the run: of ``.every`` and ``.when``, never sent.
+
+        Nothing is flushed at the end, so what the last steps made is in no table where a period
+        had not come round, or a threshold was not passed. A number of steps that all periods
+        divide leaves nothing on edges with periods alone. Residuals of codecs are not told here.
+        """
+        return self.outcome.unsent
+
+    @property
     def metrics(self) -> list[dict[str, Any]]:
         """Evaluations, in the order of their steps."""
         return self.outcome.metrics

@@ -26,6 +26,7 @@ from flowml.runtime.pulls import AnswerPull, Copies, Pull, RowPull, TablePull
 from flowml.runtime.rank import Rank, rank_tables, start_rules
 from flowml.runtime.reads import Reads
 from flowml.runtime.row_tables import RowSpec, row_spec
+from flowml.runtime.unsent import kept_edges
 
 READ, DELIVER, LEAVE, SKIP = range(4)
 KINDS = ("read", "deliver", "leave", "skip")
@@ -177,6 +178,12 @@ class LooseRank:
             for n, nbytes in sent.items()
         ]
         return rows or [(event, step, 0, 0, 0.0, self.number, late, NO_EDGE, DELIVER)]
+
+    def unsent(self) -> tuple[str, ...]:
+        """Return the edges that keep values of steps which this replica has made."""
+        kept = kept_edges(self.loose.plan, self.rank.committed, behind_gates=False)
+        sent = [edge for entry in self.inputs.values() for edge in entry.unsent]
+        return tuple(sorted({*kept, *sent}))
 
     def skipped(self, event: int, step: int) -> Row:
         """Return the row of a step that was moved over."""
