@@ -9,18 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from flowml.aftermath import told
 from flowml.cluster_run import PageLink, probe_here
 from flowml.errors import FlowmlError, PlanError
 from flowml.graph import LogicalGraph
 from flowml.history import History
 from flowml.interrupts import block_interrupts
+from flowml.ledger import Ledger
 from flowml.report import write_report
 from flowml.runtime.interleaved import replay
 from flowml.runtime.loose_plan import is_loose
-from flowml.runtime.loose_rank import KINDS
 from flowml.runtime.moved import Moved
 from flowml.runtime.moved_loose import moved_of
 from flowml.runtime.outcome import Order, Outcome
@@ -174,13 +172,13 @@ class Run:
         return Timeline(self.outcome)
 
     @property
-    def ledger(self) -> History:
-        """Reads and deliveries of a run with stale or async edges, in the order of the run.
+    def ledger(self) -> Ledger:
+        """Reads and deliveries of a run with stale, async or compressed edges, in their order.
 
-        Columns: ``event`` (its number), ``kind`` ("read", "deliver" or "leave"), ``replica``,
-        ``clock`` (steps that the replica had delivered), ``version`` (of the newest table read),
-        ``staleness`` (steps that the read was late), ``wait_seconds``, and ``bytes`` of what was
-        read anew or delivered, as its codec makes it.
+        Its rows have the columns ``event``, ``kind``, ``edge``, ``replica``, ``clock``,
+        ``version``, ``staleness`` (steps), ``wait_seconds``, ``bytes`` and ``fate``; ``counts()``
+        says what they come to by edge, ``histogram(edge)`` how late its reads were, and
+        ``to_pandas()`` makes a data frame of them.
 
         Raises
         ------
@@ -188,8 +186,7 @@ class Run:
             If the run was not recorded: ``graph.run(..., record=True)``.
         """
         record, _ = self._recorded()
-        columns = {name: record[name] for name in record.dtype.names or ()}
-        return History(columns | {"kind": np.array(KINDS)[record["kind"]]})
+        return Ledger.of(self.outcome.plan, record)
 
     def report(self, path: str | Path) -> Path:
         """Write a report as one HTML file that opens without a network.
@@ -253,6 +250,16 @@ class Run:
             return outcome.moved
         record, _ = self._recorded()
         return moved_of(outcome.plan, record)
+
+    @property
+    def unsent(self) -> tuple[str, ...]:
+        """Edges that keep values at the end of the run: of ``.every`` and ``.when``, never sent.
+
+        Nothing is flushed at the end, so what the last steps made is in no table where a period
+        had not come round, or a threshold was not passed. A number of steps that all periods
+        divide leaves nothing on edges with periods alone. Residuals of codecs are not told here.
+        """
+        return self.outcome.unsent
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ LAYERS = {
     "keyed_rows initial_rows",
     2: "actions graph plan layout",
     3: "handles arguments operators differentiate data models protocol drawing",
-    4: "appraisal collect history runtime simulate timeline",
+    4: "appraisal collect history ledger runtime simulate timeline",
     5: "compiler dashboard",
     6: "aftermath calibration cluster_run compiled execution moved options progress report testing",
     7: "executors run driver compare",
@@ -49,6 +49,7 @@ SIDEWAYS = {
     ("cli", "doctor"),
     ("timeline", "runtime"),  # a timeline is made of what a run leaves
     ("timeline", "history"),
+    ("ledger", "runtime"),  # and so is a ledger
     ("simulate", "runtime"),  # what a simulated run computes is what a real one computes
     ("execution", "cluster_run"),  # a replay begins as a run does
     ("execution", "report"),  # the run is its own report's subject
@@ -69,6 +70,7 @@ ADAPTERS = {
     "flowml.dashboard.serving": {"flowml"},  # its page, which needs bokeh
     "flowml.data.parquet_files": {"pyarrow"},
     "flowml.history": {"pandas"},
+    "flowml.ledger": {"pandas"},
     "flowml.report.figures": {"bokeh"},
     "flowml.report.page": {"bokeh"},
     "flowml.runtime.prometheus": {"prometheus_client"},

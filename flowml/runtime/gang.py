@@ -275,7 +275,8 @@ class Gang:
         self._meter(begins=False)
         if records[0].stopped:
             nothing = history_block((), 0, *[np.zeros(0)] * 3)
-            self._ended = replace(records[0], history=nothing, events=None, moved=Moved())
+            ended = replace(records[0], history=nothing, events=None, moved=Moved())
+            self._ended = replace(ended, unsent=None)  # each rank has said its own
         paired = tuple(zip(self.ranks, records, strict=True))
         spans = tuple(span for rank in self._states for span in rank.times.take())
         moved = self._moved(records)

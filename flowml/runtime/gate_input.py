@@ -100,10 +100,12 @@ class GateInput:
         return self._rank.slots[port.source, port.output]
 
     @property
-    def unsent(self) -> bool:
-        """Whether the edge keeps something that it has not sent."""
-        kept = any(k.content is not None for k in self._kept.values())
-        return kept or (self._filter is not None and self._filter.holds)
+    def unsent(self) -> tuple[str, ...]:
+        """The edges, of this gate, that keep something which they have not sent."""
+        kept = {number for number, kept in self._kept.items() if kept.seen}
+        if self._filter is not None and self._filter.holds:
+            kept.add(0)
+        return tuple(self._loose.plan.edge_name(self.gate.operator, n) for n in sorted(kept))
 
     def give(self, step: int, staleness: int) -> Contribution | None:
         """Return what the gate gets of a step; None where its edge has nothing in it."""

@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from flowml.runtime.gang import Window
+from flowml.runtime.loose_plan import is_loose
 from flowml.runtime.outcome import HistoryBuilder, Order, Outcome
 from flowml.runtime.spans import Span, as_spans
+from flowml.runtime.unsent import kept_edges
 from flowml.types import Array
 
 
@@ -32,6 +34,7 @@ class Gathered:
         self._events: list[Array] = []
         self._spans: list[Span] = []
         self._origins: dict[str, float] = {}
+        self._unsent: dict[int, tuple[str, ...]] = {}
 
     def take(self, windows: Sequence[Window], workers: Sequence[str]) -> None:
         """Add the window of each worker."""
@@ -41,11 +44,13 @@ class Gathered:
                 here = [w for w, a in zip(windows, workers, strict=True) if self._hosts[a] == host]
                 self._origins[host] = min(w.began for w in here)
             origin = self._origins[host]
-            for _, record in window.records:
+            for rank, record in window.records:
                 began = window.began if record.began is None else record.began
                 self._history.add(record.history, began - origin)
                 if record.events is not None:
                     self._events.append(record.events)
+                if record.unsent is not None:
+                    self._unsent[rank] = record.unsent
             self._spans += [
                 (replica, step, operator, began - origin, seconds)
                 for replica, step, operator, began, seconds in window.spans
@@ -55,6 +60,10 @@ class Gathered:
         """Give an outcome all that was collected."""
         outcome.history = self._history.columns()
         outcome.spans = as_spans(self._spans)
+        if is_loose(outcome.plan):
+            outcome.unsent = tuple(sorted({e for edges in self._unsent.values() for e in edges}))
+        else:
+            outcome.unsent = kept_edges(outcome.plan, outcome.steps)
         if self._events:
             outcome.record = np.sort(np.concatenate(self._events), order=("event", "edge"))
             outcome.order = order

@@ -231,6 +231,10 @@ class Interleaved:
             )
         return builder.columns()
 
+    def unsent(self) -> tuple[str, ...]:
+        """Return the edges that keep values of the last steps of some replica."""
+        return tuple(sorted({edge for c in self.cursors for edge in c.rank.unsent()}))
+
     def record(self) -> Array:
         """Return the events in their order."""
         return np.array(self.events, EVENT)
@@ -280,6 +284,7 @@ def _loop(state: Interleaved, should_stop: Callable[[], bool]) -> Outcome:
         _after(state, outcome, step, epoch, ends=step == last or outcome.status != "done")
     outcome.steps = state.steps
     outcome.tables, outcome.history = state.tables(), state.history()
+    outcome.unsent = state.unsent()
     if order.record:
         outcome.record, outcome.order = state.record(), order
     outcome.seconds = time.monotonic() - began
@@ -306,6 +311,7 @@ def replay(plan: Plan, order: Order, layouts: Layouts, record: Array) -> Outcome
             outcome = Outcome(plan, steps=state.steps)
             outcome.tables, outcome.history = state.tables(), state.history()
             outcome.record, outcome.order = state.record(), order
+            outcome.unsent = state.unsent()
             return outcome
         finally:
             state.close()

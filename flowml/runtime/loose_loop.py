@@ -149,4 +149,12 @@ class LooseLoop:
             steps.astype(np.int64), self.replica.number, loss, seconds, waits, late, began
         )
         ended = self._line.stop == ENDED
-        return WindowRecord(self.clock, stopped, ended, history, self._record.take(), origin)
+        return WindowRecord(
+            self.clock,
+            stopped,
+            ended,
+            history,
+            self._record.take(),
+            origin,
+            unsent=self.replica.unsent(),
+        )

@@ -11,8 +11,10 @@ import numpy as np
 
 from flowml.actions import REPLICA
 from flowml.data.stream import BatchStream
+from flowml.freshness import needed_before
 from flowml.layout import Layout
 from flowml.plan import Firing, PlanOperator
+from flowml.protocol.failures import ProtocolError
 from flowml.protocol.promise_specs import ReadSpec
 from flowml.runtime.contributions import Contribution
 from flowml.runtime.domain import Domain, DomainMemory, Layouts
@@ -25,6 +27,7 @@ from flowml.runtime.pulls import AnswerPull, Copies, Pull, RowPull, TablePull
 from flowml.runtime.rank import Rank, rank_tables, start_rules
 from flowml.runtime.reads import Reads
 from flowml.runtime.row_tables import RowSpec, row_spec
+from flowml.runtime.unsent import kept_edges
 
 READ, DELIVER, LEAVE, SKIP = range(4)
 KINDS = ("read", "deliver", "leave", "skip")
@@ -128,12 +131,29 @@ class LooseRank:
         rows = []
         for pull in due:
             number = pull.number
-            late = reads.lateness(number, step)
+            late = self._bounded(reads.lateness(number, step), number, step)
             self.staleness = max(self.staleness, late)
             moved, version = min(pull.take(reads), MOST_BYTES), reads.version(number)
             row = (event, step, version, moved, 0.0, self.number)
             rows.append((*row, min(late, MOST_LATE), number, READ))
         return rows
+
+    def _bounded(self, late: int, number: int, step: int) -> int:
+        """Return how late a read is, which its promise must allow: it has been waited for."""
+        read = self.loose.reads[number]
+        at = step + read.answer
+        allowed = at - needed_before(read.promises, at)
+        if late > allowed and read.gate >= 0:
+            gate = self.loose.gates[read.gate].spec
+            allowed += gate.every - 1 if gate.push else 0  # the lead counts steps without a push
+        if late > allowed:
+            raise ProtocolError(
+                f"edge {read.source} -> {read.reader}, replica {self.number}, step {step}",
+                f"the read may be at most {allowed} steps late",
+                str(late),
+                "This is a fault in flowml.",
+            )
+        return late
 
     def give(self, step: int, team: int) -> dict[int, Contribution]:
         """Return what this replica has for the gates of a team, by gate."""
@@ -159,6 +179,12 @@ class LooseRank:
             for n, nbytes in sent.items()
         ]
         return rows or [(event, step, 0, 0, 0.0, self.number, late, NO_EDGE, DELIVER)]
+
+    def unsent(self) -> tuple[str, ...]:
+        """Return the edges that keep values of steps which this replica has made."""
+        kept = kept_edges(self.loose.plan, self.rank.committed, behind_gates=False)
+        sent = [edge for entry in self.inputs.values() for edge in entry.unsent]
+        return tuple(sorted({*kept, *sent}))
 
     def skipped(self, event: int, step: int) -> Row:
         """Return the row of a step that was moved over."""

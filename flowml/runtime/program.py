@@ -238,6 +238,8 @@ class WindowRecord:
     """When its first step began, on the clock of its process; None: with the window."""
     moved: Moved = field(default_factory=Moved)
     """Bytes between replicas of a synchronous run."""
+    unsent: tuple[str, ...] | None = None
+    """Edges of a loose run that keep values at its end; None: it is not known here."""
 
 
 def run_window(

@@ -245,6 +245,7 @@ def _outcome(
     outcome.tables, outcome.history = state.tables(), virtual.history()
     if outcome.error is None:
         _evaluate(state, outcome, virtual.now, outcome.steps, epoch, ends=True)
+    outcome.unsent = state.unsent()
     if order.record:
         outcome.record, outcome.order = state.record(), order
     return outcome

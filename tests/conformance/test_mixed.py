@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from distributed import Client
 
+import flowml as fl
 from tests.conformance.mixed_graphs import GROUPED, IN_STEP, MIXED
 from tests.conformance.test_loose import events, leaves
 from tests.graphs.orders import at_random
@@ -32,6 +33,27 @@ def test_a_run_repeats_to_the_byte(
     assert events(again) == events(run)
     np.testing.assert_array_equal(run.ledger["bytes"], again.ledger["bytes"])
     assert run.ledger["event"][-1] + 1 == len(np.unique(run.ledger["event"]))
+
+
+def counting(late: str) -> fl.Graph:
+    """Return a graph whose table counts the contributions that a quorum took."""
+    total = fl.table("total", np.zeros(1))
+    batch = fl.load(np.zeros((60, 2)), batch_size=4)
+    ones = fl.map(lambda total, rows: np.ones(1), total, batch, name="ones")
+    return fl.Graph(fl.update(total, fl.aggregate("sum", ones.quorum(2, late=late)), fl.add()))
+
+
+@pytest.mark.parametrize("transport", ["auto", "rpc"])
+@pytest.mark.parametrize("late", ["carry", "drop"])
+def test_the_ledger_knows_what_a_quorum_took(late: str, transport: str, client: Client) -> None:
+    with dask.config.set({"flowml.transport": transport}):
+        run = counting(late).run(steps=200, replicas=4, record=True)
+    edge = run.ledger.edge("ones -> sum")
+    assert run.tables["total"][0] == edge.taken + edge.carried
+    assert edge.deliveries == edge.taken + edge.carried + edge.dropped + edge.queued
+    assert edge.deliveries + edge.skipped == 4 * 200
+    assert edge.dropped == 0 or late == "drop"
+    assert edge.queued <= 4
 
 
 @pytest.mark.parametrize("transport", ["auto", "rpc"])
