@@ -333,15 +333,25 @@ class Oversight:
             self.ask("flowml_release", run=self.run)
 
 
-def settled(futures: Sequence[Future[Any]], timeout: float = SLICE_SECONDS) -> bool:
-    """Wait a moment; tell whether all are finished or one has failed."""
+def await_any(futures: Sequence[Future[Any]], timeout: float = SLICE_SECONDS) -> None:
+    """Wait a moment, or until one that is not finished is."""
     pending = [f for f in futures if f.status == "pending"]
     if pending:
         with suppress(TimeoutError, CancelledError):
             wait(pending, timeout=timeout, return_when="FIRST_COMPLETED")
+
+
+def over(futures: Sequence[Future[Any]]) -> bool:
+    """Tell whether all are finished or one has failed."""
     return all(f.status != "pending" for f in futures) or any(
         f.status in ("error", "cancelled", "lost") for f in futures
     )
+
+
+def settled(futures: Sequence[Future[Any]], timeout: float = SLICE_SECONDS) -> bool:
+    """Wait a moment; tell whether all are finished or one has failed."""
+    await_any(futures, timeout)
+    return over(futures)
 
 
 def worker_of(future: Future[Any]) -> str:

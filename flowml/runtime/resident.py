@@ -31,7 +31,7 @@ from flowml.runtime.gathering import Gathered
 from flowml.runtime.loose_hosts import check_hosts
 from flowml.runtime.loose_plan import is_loose
 from flowml.runtime.outcome import Order, Outcome, evaluation_due, tell_done
-from flowml.runtime.oversight import Interrupted, Oversight, settled
+from flowml.runtime.oversight import Interrupted, Oversight, await_any, over
 from flowml.runtime.own_copies import with_own_copies
 from flowml.runtime.placing import Placement, evaluation_data, place_data
 from flowml.runtime.probe import probe
@@ -39,6 +39,7 @@ from flowml.runtime.rescue import by_table, rescued
 from flowml.runtime.runspec import RunSpec, without_sources
 from flowml.runtime.serial import evaluated_table
 from flowml.runtime.shipping import ship_plan
+from flowml.runtime.windows import Pending, decisive, longer, wants_window
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +47,6 @@ FEWEST_FIRST_STEPS, MOST_FIRST_STEPS = 8, 512
 LARGEST_GROWTH = 8
 PAUSE_SHARE = 0.8
 """Dask pauses a worker whose memory is fuller than this share of its limit."""
-
-
-Pending = tuple[int, int, int, list[Future[Any]]]
-"""A window that was submitted: its number, first step, end, and a task a worker."""
 
 
 @dataclass
@@ -255,8 +252,8 @@ class Resident:
         pending: deque[Pending] = deque()
         submitted, number, stopping = 0, 0, False
         while submitted < last or pending:
-            while submitted < last and len(pending) < self.windows_ahead and not stopping:
-                stop = self._window_end(submitted, last, epoch)
+            while submitted < last and self._wants_window(pending) and not stopping:
+                stop = self._window_end(submitted, last, epoch, len(pending))
                 pending.append(
                     (
                         number,
@@ -269,7 +266,9 @@ class Resident:
             if not pending:
                 break
             _, start, stop, futures = pending[0]
-            stopping = self._await_window(futures, began, stopping)
+            stopping = self._await_window(pending, began, stopping, submitted < last)
+            if not over(futures):
+                continue
             windows = self.oversight.finish(futures, self._steps_name())
             pending.popleft()
             ended = self._take(windows, start, stop, last, epoch)
@@ -295,10 +294,13 @@ class Resident:
             for _, record in window.records:
                 tell_done(self.order, record.history, self.placement.workers, record.steps - 1)
 
-    def _window_end(self, start: int, last: int, epoch: int) -> int:
+    def _wants_window(self, pending: deque[Pending]) -> bool:
+        return wants_window(pending, self.windows_ahead, own_pace=is_loose(self.plan))
+
+    def _window_end(self, start: int, last: int, epoch: int, pending: int) -> int:
         """Choose where a window ends: about a second later, and where someone looks."""
         wanted = int(self.steps_per_second * self.window_seconds) or self._first_window_steps()
-        stop = min(last, start + max(1, wanted))
+        stop = min(last, start + longer(wanted, pending, self.windows_ahead))
         looks = [s for s in self.order.snapshots if start < s <= stop]
         for operator in self.plan.evaluations:
             action: Any = operator.action
@@ -342,16 +344,22 @@ class Resident:
             for w, b in zip(self.placement.distinct, before, strict=True)
         ]
 
-    def _await_window(self, futures: list[Future[Any]], began: float, stopping: bool) -> bool:
-        """Wait for a window, looking for lost workers and reasons to stop."""
+    def _await_window(
+        self, pending: deque[Pending], began: float, stopping: bool, more: bool
+    ) -> bool:
+        """Wait for the first window, or until another is wanted; return whether the run stops.
+
+        Looks for lost workers and reasons to stop meanwhile.
+        """
+        futures = pending[0][3]
         while True:
-            over = settled(futures)
+            await_any([*futures, *decisive(pending, self.windows_ahead)])
             limit = self.order.max_seconds
             late = limit is not None and time.monotonic() - began >= limit
             if not stopping and (late or self.should_stop()):
                 stopping = True
                 self.oversight.stop()
-            if over:
+            if over(futures) or (more and not stopping and self._wants_window(pending)):
                 return stopping
             self.oversight.look(futures, self._steps_name())
 

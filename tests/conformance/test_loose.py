@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from flowml.runtime.loose_plan import QUEUE_STEPS
 from tests.conformance.catalogue import CLASSES, FEATURES, LOOSE, examples, loose, softmax
 
 STEPS = 40
+FAR_STEPS = 4_000
+"""Some hundred windows as long as the first ones."""
 PUSHES = ("asgd", "ssp", "easgd", "adaptive_delay", "delay_compensated")
 """Where each step's contribution is applied by itself: the writers are the replicas."""
 Event = tuple[str, int, int, int, int]
@@ -302,3 +306,21 @@ def test_a_sync_loop_beside_an_async_one_stays_as_it_is(
             steps=STEPS, replicas=replicas, executor=executor
         )
         assert leaves(found.tables["v"]) == leaves(truth.tables["v"])
+
+
+def test_the_windows_of_a_slow_replica_do_not_hold_up_the_others(
+    client: Client, tmp_path: Path
+) -> None:
+    """One replica stays in its first step until another has made as many as many windows have."""
+    os.mkfifo(tmp_path / "far")
+
+    def meet(rows: Any, place: Any) -> Any:
+        if place.clock == (0 if place.replica else FAR_STEPS):  # each waits until both have come
+            (tmp_path / "far").open("wb" if place.replica else "rb").close()
+        return np.ones(FEATURES, np.float32)
+
+    w = fl.table("w", np.zeros(FEATURES, np.float32))
+    read = fl.map(lambda w, x: x, w.async_(), fl.load(examples()[0], batch_size=8))
+    pushed = fl.update(w, fl.map(meet, read, fl.here()), fl.add())
+    run = fl.Graph(pushed).run(steps=FAR_STEPS + 1, replicas=2, step_seconds=60)
+    assert run.tables["w"][0] == 2 * (FAR_STEPS + 1)
