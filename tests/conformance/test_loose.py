@@ -18,7 +18,7 @@ from flowml.runtime.loose_plan import QUEUE_STEPS
 from tests.conformance.catalogue import CLASSES, FEATURES, LOOSE, examples, loose, softmax
 
 STEPS = 40
-PUSHES = ("asgd", "ssp", "easgd", "adaptive_delay")
+PUSHES = ("asgd", "ssp", "easgd", "adaptive_delay", "sparse_logistic")
 """Where each step's contribution is applied by itself: the writers are the replicas."""
 Event = tuple[str, int, int, int, int]
 """(kind, replica, clock, version, staleness)."""
