@@ -24,6 +24,8 @@ Array = npt.NDArray[Any]
 
 MIXING = ((33, 0xFF51AFD7ED558CCD), (33, 0xC4CEB9FE1A85EC53))
 """The finaliser of MurmurHash3, 64 bits (Appleby, 2011): shift, multiply, twice; then shift."""
+EXACT = 2.0**53
+"""Whole floats below it are told apart."""
 COLUMN, PAIR = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 
 
@@ -50,8 +52,8 @@ class Hashing:
 
         Parameters
         ----------
-        X : ndarray of integers, shape (n, columns)
-            Categories by number, any numbers; the same one in two columns is two categories.
+        X : ndarray of numbers, shape (n, columns)
+            Each number is a category, NaN too, and a different one in each column.
 
         Returns
         -------
@@ -61,15 +63,10 @@ class Hashing:
         Raises
         ------
         TypeError
-            If X does not hold integers.
+            If X does not hold numbers.
         """
-        if X.dtype.kind not in "iu":
-            raise TypeError(
-                f"sparse_logistic: categories must be integers, got {X.dtype}. Number them, as "
-                "np.unique(column, return_inverse=True)[1] does."
-            )
         columns = np.arange(1, X.shape[1] + 1, dtype=np.uint64) * COLUMN
-        hashes = _mixed(X.astype(np.int64).view(np.uint64) + columns)
+        hashes = _mixed(_categories(X) + columns)
         if self.degree > 1:
             first, second = np.triu_indices(X.shape[1], 1)
             pairs = _mixed(hashes[:, first] + PAIR * hashes[:, second])
@@ -110,7 +107,7 @@ def build(
     Parameters
     ----------
     source : source
-        ``(X, y)``: X of integers, shape (n, columns), a category each; class 1 is y > 0.
+        ``(X, y)``: X of shape (n, columns), a category a number; class 1 is y > 0.
     test : source, optional
         Evaluated about once an epoch: ``loss``, the mean logarithmic loss, and ``score``, the
         accuracy.
@@ -146,6 +143,21 @@ def build(
         evaluated = partial(_evaluated, hashing)
         sinks.append(fl.evaluate(evaluated, w, test, every="1 epoch", name="test"))
     return fl.Graph(*sinks, name="sparse_logistic")
+
+
+def _categories(X: Array) -> Array:
+    """Return numbers as unsigned 64-bit integers: whole ones as they are, others by their bits."""
+    if X.dtype.kind in "biu":
+        return X.astype(np.int64).view(np.uint64)
+    if X.dtype.kind != "f":
+        raise TypeError(
+            f"sparse_logistic: categories must be numbers, got {X.dtype}. Number them, as "
+            "np.unique(column, return_inverse=True)[1] does."
+        )
+    X = X.astype(np.float64)
+    whole = (np.abs(X) < EXACT) & (np.trunc(X) == X)
+    integers = np.where(whole, X, 0).astype(np.int64)
+    return np.asarray(np.where(whole, integers, X.view(np.int64)).view(np.uint64))
 
 
 def _mixed(x: Array) -> Array:

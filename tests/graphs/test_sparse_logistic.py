@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-import flowml as fl
 from graphs import sparse_logistic
 from graphs.sparse_logistic import Hashing
 from tests.graphs.orders import BATCH, ORDERS, REPLICAS, STEPS
@@ -159,10 +158,13 @@ def test_a_category_is_told_apart_by_its_column_and_its_neighbour():
     assert ((counts - 40_000 / 1024) ** 2).sum() / (40_000 / 1024) < 1024 + 5 * math.sqrt(2 * 1024)
 
 
-def test_categories_must_be_numbered():
-    graph = sparse_logistic.build((X.astype(float), Y))
-    with pytest.raises(fl.OperatorError, match="categories must be integers, got float64"):
-        graph.run(steps=1, executor="serial")
+def test_a_category_is_its_number_whatever_its_dtype():
+    whole, _ = Hashing().features(X)
+    assert np.array_equal(whole, Hashing().features(X.astype(np.float32))[0])
+    some = np.array([[0.0], [-0.0], [0.5], [np.nan], [2.0**70], [np.inf], [1.0]])
+    assert len(np.unique(Hashing(bits=40).features(some)[0][:, 0])) == 6
+    with pytest.raises(TypeError, match="categories must be numbers, got complex128"):
+        Hashing().features(X.astype(complex))
 
 
 KNOWN_BEFORE = (
