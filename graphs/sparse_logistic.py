@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 
 import flowml as fl
 
@@ -78,7 +79,7 @@ class Hashing:
 
     def predict(self, w: fl.KeyedRows, X: Array) -> Array:
         """Return the probability of class 1, shape (n,), from the rows that a run left."""
-        return 1 / (1 + np.exp(-self.scores(w, X)))
+        return np.asarray(expit(self.scores(w, X)))
 
     def scores(self, w: fl.KeyedRows, X: Array) -> Array:
         """Return the log odds of class 1, shape (n,)."""
@@ -182,7 +183,7 @@ def _loss_and_gradient(rows: Array, terms: dict[str, Array]) -> tuple[float, Arr
     """Return the mean loss of a batch, and the sum of its examples' gradients for each row."""
     place, signs, positive = terms["place"], terms["signs"], terms["positive"]
     scores = _scores(rows[:, 0][place], signs).astype(np.float64)
-    slopes = 1 / (1 + np.exp(-scores)) - positive
+    slopes = expit(scores) - positive
     sums = np.bincount(place.ravel(), (slopes[:, None] * signs).ravel(), len(rows))
     return _loss(scores, positive), sums[:, None].astype(rows.dtype)
 
