@@ -147,6 +147,7 @@ LOOSE: dict[str, tuple[dict[str, Any], float, int]] = {
     "warm_then_async": ({"warm": 12}, math.inf, 1),
     "adaptive_delay": ({}, math.inf, 1),
     "sparse_logistic": ({"bits": 5, "degree": 2, "l1": 0.3}, math.inf, 1),
+    "skip_gram": ({"dimensions": 3, "window": 2, "drawn": 3}, math.inf, 1),
 }
 """Graphs of graphs/ with stale or async edges: options, promised staleness, steps of a read."""
 
@@ -156,7 +157,11 @@ def categories() -> tuple[Any, Any]:
     return rng.integers(0, 20, (ROWS, 3)), rng.integers(0, 2, ROWS)
 
 
-KEYED: dict[str, Callable[[], Any]] = {"sparse_logistic": categories}
+def text() -> Any:
+    return np.random.default_rng(0).integers(-1, 30, (ROWS, 9))
+
+
+KEYED: dict[str, Callable[[], Any]] = {"sparse_logistic": categories, "skip_gram": text}
 """Graphs of graphs/ over tables of rows, which no model of `fl.models` fits: their sources."""
 
 
