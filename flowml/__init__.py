@@ -40,6 +40,7 @@ from flowml.operators import (
 from flowml.reductions import Reduction, trimmed_mean
 from flowml.rules import Rule, adagrad, adam, adamw, add, rmsprop, sgd
 from flowml.run import Graph
+from flowml.shrinkage import ftrl, proximal
 from flowml.types import calling_site as _calling_site
 
 __version__ = _version("flowml")
@@ -74,12 +75,14 @@ __all__ = [
     "data",
     "delay_compensated",
     "evaluate",
+    "ftrl",
     "gradient",
     "here",
     "init",
     "load",
     "map",
     "models",
+    "proximal",
     "rmsprop",
     "schedules",
     "sgd",

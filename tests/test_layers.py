@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
     0: "errors types configuration given interrupts mainguard",
-    1: "freshness edges codecs rules clipping delay_compensation schedules reductions events "
-    "keyed_rows initial_rows",
+    1: "freshness edges codecs rules clipping delay_compensation shrinkage schedules reductions "
+    "events keyed_rows initial_rows",
     2: "actions graph plan layout",
     3: "handles arguments operators differentiate data models protocol drawing",
     4: "appraisal collect history ledger runtime simulate timeline",
@@ -33,6 +33,8 @@ SIDEWAYS = {
     ("clipping", "schedules"),
     ("delay_compensation", "rules"),  # a rule in a file of its own
     ("delay_compensation", "schedules"),
+    ("shrinkage", "rules"),  # which it makes more of
+    ("shrinkage", "schedules"),
     ("reductions", "schedules"),  # which holds the checks of numbers that users give
     ("graph", "actions"),  # what an operator does is shared by what is asked and what will run
     ("plan", "actions"),

@@ -31,12 +31,20 @@ RULES = {
     "rmsprop": fl.rmsprop(LR),
     "adam": fl.adam(LR),
     "adamw": fl.adamw(LR, weight_decay=0.1),
+    "ftrl": fl.ftrl(0.3, beta=0.5, l1=0.4, l2=0.2),
+    "proximal": fl.proximal(LR, l1=0.4, l2=0.2),
 }
+
+
+def soft(x, limit):
+    return 0.0 if abs(x) <= limit else x - math.copysign(limit, x)
 
 
 def reference(name, p, gradients):
     """Return one number after several updates, by the formula as it is printed."""
     v = s = 0.0
+    if name == "ftrl":
+        v = -p * (0.5 / 0.3 + 0.2) - math.copysign(0.4, p)
     if name == "adagrad":
         s = 0.1
     for i, g in enumerate(gradients):
@@ -53,6 +61,12 @@ def reference(name, p, gradients):
         elif name == "adagrad":
             s = s + g * g
             p = p - lr * g / (math.sqrt(s) + 1e-10)
+        elif name == "ftrl":
+            v = v + g - (math.sqrt(s + g * g) - math.sqrt(s)) / 0.3 * p
+            s = s + g * g
+            p = -soft(v, 0.4) / ((0.5 + math.sqrt(s)) / 0.3 + 0.2)
+        elif name == "proximal":
+            p = soft(p - lr * g, lr * 0.4) / (1 + lr * 0.2)
         elif name == "rmsprop":
             s = 0.99 * s + 0.01 * g * g
             p = p - lr * g / (math.sqrt(s) + 1e-8)
@@ -149,6 +163,34 @@ def test_schedule_counts_the_writers_step_and_adam_the_applications():
     assert out[0] == pytest.approx(-0.5 * corrected)
 
 
+@pytest.mark.parametrize("rule", [fl.ftrl(0.3, l1=0.4, l2=0.1), fl.proximal(1.0, l1=0.3)])
+def test_rules_with_an_l1_penalty_leave_exact_zeros(rule):
+    start, updates = np.zeros(400), list(np.random.default_rng(1).normal(size=(4, 400)) / 3)
+    found, _ = run(rule, start, updates)
+    assert 50 < np.count_nonzero(found == 0) < 350
+    assert not np.signbit(found[found == 0]).any()
+
+
+def test_ftrl_keeps_initial_parameters_and_is_adagrad_without_penalties():
+    params, updates = sample(np.float64)
+    still, _ = run(fl.ftrl(0.3, l1=0.4, l2=0.1), params, [np.zeros_like(params)])
+    np.testing.assert_allclose(still, params, rtol=1e-14)
+    plain, _ = run(fl.ftrl(0.3, beta=0.5), params, updates)
+    np.testing.assert_allclose(plain, run(fl.adagrad(0.3, eps=0.5), params, updates)[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("rule", [fl.ftrl(1e-9), fl.ftrl(0.1, beta=1e-9)])
+def test_ftrl_refuses_a_rate_that_rounds_to_nothing(rule):
+    with pytest.raises(GraphError, match=r"(alpha|beta) must be > 0 in float16, got 1e-09"):
+        rule.init(np.ones(3, np.float16))
+
+
+@pytest.mark.parametrize("rule", [fl.ftrl(0.1), fl.proximal(0.1)])
+def test_penalties_need_floats(rule):
+    with pytest.raises(GraphError, match=rf"fl.{rule.name}: the table must hold floats, got int"):
+        rule.init(np.arange(3))
+
+
 def test_add_works_on_integers_where_the_scale_is_whole():
     counts = np.array([1, 2], np.int64)
     rule = fl.add(3.0)
@@ -171,6 +213,10 @@ def test_add_works_on_integers_where_the_scale_is_whole():
         (lambda: fl.adagrad(0.1, eps=-1), "fl.adagrad: eps must be"),
         (lambda: fl.rmsprop(0.1, decay=1.5), "fl.rmsprop: decay must be"),
         (lambda: fl.adam(0.1, b2=1), "fl.adam: b2 must be"),
+        (lambda: fl.ftrl(0.0), r"^fl.ftrl: alpha must be > 0, got 0"),
+        (lambda: fl.ftrl(0.1, beta=0), "fl.ftrl: beta must be > 0"),
+        (lambda: fl.ftrl(0.1, l1=-1), "fl.ftrl: l1 must be"),
+        (lambda: fl.proximal(0.1, l2=math.inf), "fl.proximal: l2 must be"),
         (lambda: fl.adamw(0.1, weight_decay=math.nan), "fl.adamw: weight_decay must be"),
         (lambda: fl.clip_norm(0, fl.sgd(0.1)), "fl.clip_norm: limit must be > 0"),
         (lambda: fl.clip_norm(1, 0.1), "fl.clip_norm: rule must be a Rule, got 0.1"),

@@ -13,6 +13,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any, ClassVar
 
 import cloudpickle
+import numpy as np
 from cloudpickle import (
     list_registry_pickle_by_value,
     register_pickle_by_value,
@@ -130,6 +131,16 @@ def _with_file(code: CodeType) -> tuple[Any, ...]:
     return make, named, *rest
 
 
+def _installed_ufunc(function: np.ufunc) -> tuple[Any, ...] | str:
+    """Return where a ufunc is found again: pickle would take any module that has imported it."""
+    name = function.__name__
+    for module in list(sys.modules.values()):
+        if getattr(module, "__dict__", {}).get(name) is function:
+            if module.__name__ != "__main__" and not _is_users(module):
+                return getattr, (module, name)
+    return name
+
+
 class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle's pickler, which leaves out the file of a function that it sends by value.
 
@@ -137,7 +148,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
     """
 
     dispatch_table: ClassVar[Any] = ChainMap(
-        {CodeType: _with_file}, cloudpickle.Pickler.dispatch_table
+        {CodeType: _with_file, np.ufunc: _installed_ufunc}, cloudpickle.Pickler.dispatch_table
     )
 
 

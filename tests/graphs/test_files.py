@@ -10,6 +10,7 @@ import optree
 import pytest
 
 import flowml as fl
+from tests.conformance.catalogue import KEYED
 from tests.graphs.reference import CLASSES, FEATURES, examples, softmax_loss
 
 NAMES = sorted(p.stem for p in (Path(__file__).parents[2] / "graphs").glob("[!_]*.py"))
@@ -34,7 +35,8 @@ def made(name, **options):
     given = {key: value for key, value in (SHORT | options).items() if key in wanted}
     if "model" in wanted:
         return module(name).build(MODEL, (X, Y), **given)
-    return module(name).build((X, Y.astype(float)), **given)
+    source = KEYED[name]() if name in KEYED else (X, Y.astype(float))
+    return module(name).build(source, **given)
 
 
 def model_of(run):

@@ -175,7 +175,11 @@ def test_functions_of_the_users_other_files_go_by_value(tmp_path: Path, attribut
     module = neighbour(tmp_path, f"beside_{attribute.lower()}")
     thing = getattr(module, attribute)
     function = thing if attribute == "double" else thing()
-    plan = mapped(function)
+    assert made_elsewhere(mapped(function), tmp_path) == "[4. 4. 4.]"
+
+
+def made_elsewhere(plan: Plan, tmp_path: Path) -> str:
+    """Return what the operator makes of ones in a process that finds none of the user's files."""
     check_ships(plan)
     (tmp_path / "plan").write_bytes(ship_plan(plan, plan))
     code = (
@@ -192,7 +196,17 @@ def test_functions_of_the_users_other_files_go_by_value(tmp_path: Path, attribut
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == "[4. 4. 4.]"
+    return done.stdout.strip()
+
+
+def test_a_ufunc_is_looked_for_where_it_is_installed(tmp_path: Path) -> None:
+    """pickle takes the first module that has it, which may be the user's that has imported it."""
+    line = "from scipy.special import expit\ndef odds(x):\n    return expit(x.sum(0) - 2)"
+    module = neighbour(tmp_path, "beside_ufunc", line)
+    for name, other in list(sys.modules.items()):
+        if other is not module and vars(other).get("expit") is module.expit:
+            sys.modules[name] = sys.modules.pop(name)  # now later than the user's
+    assert made_elsewhere(mapped(module.odds), tmp_path) == "[0.5 0.5 0.5]"
 
 
 def test_a_lock_of_a_users_other_file_is_found_before_it_is_sent(tmp_path: Path) -> None:
