@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 
 from flowml.actions import Aggregate, Map, Until
-from flowml.errors import FlowmlError
-from flowml.keyed_rows import KeyedRows
 from flowml.layout import Layout, layout_of
 from flowml.plan import PlanOperator
 from flowml.protocol.promise_rule import PromiseRule
@@ -24,33 +22,22 @@ from flowml.protocol.promise_specs import Firing
 from flowml.rules import At
 from flowml.runtime.calls import (
     Spot,
-    all_finite,
     call,
     call_map,
-    diverged,
     is_true,
-    nonfinite,
-    placed_errors,
     returned,
 )
 from flowml.runtime.center_memory import CenterMemory
 from flowml.runtime.center_sums import Sum
-from flowml.runtime.center_writes import (
-    Buffers,
-    DenseWriter,
-    NotFinite,
-    RowWriter,
-    Update,
-    Writer,
-)
+from flowml.runtime.center_writes import Update
 from flowml.runtime.contributions import Contribution, Queues
 from flowml.runtime.domain import Layouts, layout_of_port
+from flowml.runtime.gate_writing import GateWriting, check_layout
 from flowml.runtime.loose_plan import Gate, LoosePlan
 from flowml.runtime.reads import SharedReads
 from flowml.runtime.row_memory import ids_of_gate
 from flowml.runtime.shared_tables import SharedTables
 from flowml.runtime.values import EMPTY, Value, agreed_examples
-from flowml.types import Pytree
 
 Made = Mapping[int, Contribution]
 """By gate."""
@@ -95,25 +82,19 @@ class Center:
         self._queues = Queues(memory, loose.queue, tuple(spec.name for spec in specs))
         self._incoming = [self._layout_of_gate(gate) for gate in loose.gates]
         self._sums = {n: self._sum(n, gate) for n, gate in enumerate(loose.gates) if _sums(gate)}
-        self._writers = {
-            operator.name: self._writer(operator, checks=stops_on_nonfinite)
-            for gate in loose.gates
-            for operator in (gate.operator, *gate.behind)
-            if operator.writes
-        }
-        self._backing = dict(self._flat_sums())
+        self._writing = GateWriting(
+            loose,
+            layouts,
+            memory,
+            self.rule,
+            self._incoming,
+            self._sums,
+            worker,
+            checks=stops_on_nonfinite,
+        )
         self._before = tuple(_read_after_write(gate) for gate in loose.gates)
         self._brought: tuple[int, int, Made] = -1, -1, {}
         """(member, stamp, what it brings) while it is delivered: it need not wait in a queue."""
-
-    def _flat_sums(self) -> Iterator[tuple[tuple[str, int], Buffers]]:
-        """Yield for the writes of a sum its value's identity, and its buffers: it is not copied."""
-        for number, found in self._sums.items():
-            view, buffers = found.backing
-            for operator in self.loose.gates[number].behind:
-                layout = self._layouts.get((str(operator.writes), -1))
-                if view is not None and layout == self._incoming[number]:
-                    yield (operator.name, id(view)), buffers
 
     def _layout_of_gate(self, gate: Gate) -> Layout:
         """Return the layout of what flows in; of one row where that is rows."""
@@ -133,14 +114,6 @@ class Center:
             self._incoming[number],
             rows=ids_of_gate(gate.operator) is not None,
         )
-
-    def _writer(self, operator: PlanOperator, *, checks: bool) -> Writer:
-        table = str(operator.writes)
-        if table in self._memory.rows:
-            return RowWriter(operator, self._memory.rows[table], checks=checks)
-        rule = self._memory.rules.get(operator.name)
-        version = partial(self.rule.version, table)
-        return DenseWriter(self._memory.tables[table], version, rule, checks=checks)
 
     # -- the events ------------------------------------------------------------------------------
 
@@ -214,7 +187,7 @@ class Center:
             return
         before = self._tables_before(firing)
         self._enter(self._by, self._index[gate.operator.name], firing.taken[-1][1])
-        self._write(gate, firing, gate.operator, given)
+        self._writing.write(gate, firing, gate.operator, given, self._given)
         if gate.behind:
             moved = Value(self.tables.table(gate.spec.tables[0]), None)
             self._behind(gate, firing, {(gate.operator.name, 0): moved}, late, before)
@@ -270,7 +243,7 @@ class Center:
                 ):
                     self.rule.request_stop(ended=True)
             else:
-                self._written(gate, firing, operator, values[0], late)
+                self._writing.write_value(gate, firing, operator, values[0], late, self._given)
                 made[operator.name, 0] = Value(self.tables.table(str(operator.writes)), None)
 
     def _table_now(self, name: str, before: Mapping[str, Value]) -> Value:
@@ -286,74 +259,11 @@ class Center:
             if not value.empty:
                 layout = self._layouts[operator.name, output]
                 spot = Spot(operator, 0, 0, self._worker)
-                _check(layout, value.content, spot, "what replicas receive must keep its structure")
+                check_layout(
+                    layout, value.content, spot, "what replicas receive must keep its structure"
+                )
                 layout.write(value.content, received.buffers)
                 received.header[0] = math.nan if value.examples is None else value.examples
-
-    def _written(
-        self, gate: Gate, firing: Firing, operator: PlanOperator, value: Value, late: int
-    ) -> None:
-        if value.empty:
-            return
-        table = str(operator.writes)
-        at = At(firing.number, self.rule.updates(table), late, 0, value.examples or 0.0)
-        if isinstance(value.content, KeyedRows):
-            given: Update = (value.content.rows,), value.content.keys, at
-        else:
-            given = self._flat(operator, firing, value.content), None, at
-        self._write(gate, firing, operator, [given])
-
-    def _flat(self, operator: PlanOperator, firing: Firing, content: Pytree) -> Buffers:
-        """Return the flat buffers of what is written."""
-        table = str(operator.writes)
-        layout = self._layouts[table, -1]
-        known = self._backing.get((operator.name, id(content)))
-        if known is not None:
-            return known
-        spot = Spot(operator, 0, firing.number, self._worker)
-        _check(layout, content, spot, f"what is written to table {table!r} must have its")
-        return layout.flat(content)
-
-    def _write(
-        self,
-        gate: Gate,
-        firing: Firing,
-        operator: PlanOperator,
-        given: Sequence[Update],
-    ) -> None:
-        at = given[-1][2]
-        try:
-            with placed_errors(partial(Spot, operator, at.writer, at.step, self._worker)):
-                self._writers[operator.name].write(given)
-        except FlowmlError as error:
-            if isinstance(error.__cause__, NotFinite):
-                raise self._not_finite(gate, firing, operator, error.__cause__.buffers) from None
-            raise
-        self.rule.commit(str(operator.writes), len(given))
-
-    def _not_finite(
-        self, gate: Gate, firing: Firing, operator: PlanOperator, new: Buffers
-    ) -> FlowmlError:
-        """Return the error for a write that is not finite: it names who brought that, if anyone."""
-        source = self.loose.plan.operator(gate.operator.inputs[0].source)
-        for member, stamp in firing.taken:
-            given = self._given(firing.gate, member, stamp)
-            if not given.empty and not all_finite([b.reshape(-1) for b in given.buffers]):
-                rank = self.loose.plan.ranks_of(source.scope, member)[0]
-                return diverged(
-                    Spot(source, rank, stamp, self._worker),
-                    "its value must be finite",
-                    _nonfinite(self._incoming[firing.gate], given.buffers),
-                )
-        table = str(operator.writes)
-        member, stamp = firing.taken[-1]
-        rank = self.loose.plan.ranks_of(source.scope, member)[0]
-        layout = self._layouts.get((table, -1), self._incoming[firing.gate])
-        return diverged(
-            Spot(operator, rank, stamp, self._worker),
-            f"what this write makes of table {table!r} must be finite",
-            _nonfinite(layout, new),
-        )
 
 
 def _sums(gate: Gate) -> bool:
@@ -367,20 +277,6 @@ def _read_after_write(gate: Gate) -> tuple[str, ...]:
         found |= {p.source for p in operator.inputs if p.table and p.source in written}
         written.add(operator.writes)
     return tuple(sorted(found))
-
-
-def _check(layout: Layout, content: Pytree, spot: Spot, what: str) -> None:
-    wrong = layout.mismatch(content)
-    if wrong is not None:
-        raise returned(
-            spot, f"{what} structure, shapes and dtypes", wrong, "Cast or reshape it before."
-        )
-
-
-def _nonfinite(layout: Layout, buffers: Buffers) -> str:
-    if all(b.size == size for b, size in zip(buffers, layout.sizes, strict=True)):
-        return nonfinite(layout, buffers)
-    return f"{sum(int((~np.isfinite(b)).sum()) for b in buffers)} numbers of its rows that are not"
 
 
 def _mapped(operator: PlanOperator, values: list[Value], spot: Callable[[], Spot]) -> list[Value]:
