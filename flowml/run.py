@@ -260,7 +260,9 @@ class Graph:
     ) -> float:
         """Show that one step of K replicas x b is one of a single replica x K * b.
 
-        Both steps run in this process, on the same examples, with every edge delivering.
+        Both steps run in this process, on the same examples, with every edge delivering all of its
+        value: without periods, thresholds and codecs, and with every replica in its quorum. Rows
+        of sparse tables are compared by key.
 
         Parameters
         ----------

@@ -227,3 +227,53 @@ def test_what_is_meant_is_not_noted(
         made.run(steps=1, replicas=replicas, executor="serial")
     assert caplog.messages == []
     assert "note:" not in str(made.explain(replicas))
+
+
+def of_rows(kind: str, how: str | None = "mean", rule: Any = None) -> fl.Graph:
+    """Return a graph that pulls the rows of three keys an example towards targets."""
+    rng = np.random.default_rng(2)
+    ids, wanted = rng.integers(0, 9, (23, 3)), rng.normal(size=(23, 3, 2))
+    init = fl.init.normal(0.1, seed=3)
+    if kind == "dense":
+        u = fl.table("w", np.linspace(0, 1, 18).reshape(9, 2))
+    else:
+        known = 9 if kind == "direct" else None
+        u = fl.sparse_table("w", 2, init=init, dtype="float64", rows=known)
+    batch = fl.load((ids, wanted), batch_size=4)
+    keys, target = fl.map(lambda b: (b[0], b[1]), batch, outputs=2, name="split")
+
+    @fl.value_and_grad
+    def distance(found: Any, target: Any) -> Any:
+        return float(((found - target) ** 2).mean()), (found - target) / len(target)
+
+    grads = fl.gradient(distance, u.at(keys), target)
+    if how is None:
+        return fl.Graph(fl.update(u.at(keys), grads, rule or fl.sgd(0.1), name="push"))
+    return fl.Graph(fl.update(u, fl.aggregate(how, grads.at(keys)), rule or fl.sgd(0.1)))
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 5, 7])
+@pytest.mark.parametrize("rule", [fl.sgd(0.1), fl.adagrad(0.1)])
+@pytest.mark.parametrize("kind", ["direct", "hash", "dense"])
+def test_a_mean_of_rows_is_equivalent(kind: str, rule: Any, replicas: int) -> None:
+    """One replica names a row once where several do; all have seen the same examples."""
+    assert of_rows(kind, rule=rule).check_equivalent(replicas) <= 1e-9
+
+
+@pytest.mark.parametrize("how", ["sum", None])
+@pytest.mark.parametrize("kind", ["direct", "hash", "dense"])
+def test_a_sum_of_rows_is_not(kind: str, how: str | None) -> None:
+    with pytest.raises(fl.PlanError, match="table 'w'") as caught:
+        of_rows(kind, how).check_equivalent(3)
+    suspect = "The pushes of operator 'push'" if how is None else "is not a mean weighed by"
+    assert suspect in str(caught.value)
+    assert 1.0 < caught.value.fields["difference"] < 3.0
+
+
+def test_a_quorum_has_all_in_it_and_a_codec_sends_all() -> None:
+    model = fl.models.softmax(3, 2, dtype="float64")
+    w = fl.table("w", model.init(seed=1))
+    grad = fl.gradient(model, w, fl.load((X, Y), batch_size=4))
+    marked = grad.quorum(1, late="drop").compress(fl.codecs.top_k(0.1))
+    whole = fl.Graph(fl.update(w, fl.aggregate("mean", marked), fl.sgd(0.1)))
+    assert whole.check_equivalent(4) <= 1e-12

@@ -81,6 +81,8 @@ class LowRank:
         if goes_whole(shape, self.rank):
             return payload[0].astype(dtype).reshape(shape)
         left, right = payload
+        if left.shape != (shape[0], self.rank) or right.shape[1:] != (self.rank,):
+            raise ValueError(f"no thin matrices of {shape}: {left.shape} and {right.shape}")
         with np.errstate(over="ignore"):
             product: Array = left @ right.T
         return product.astype(dtype, copy=False).reshape(shape)

@@ -71,6 +71,8 @@ class RandomK:
         """Return zeros with the entries sent at the places of the same draw."""
         draw, sent = payload
         decoded = np.zeros(shape, dtype)
+        if sent.size > decoded.size:
+            raise ValueError(f"{sent.size} entries for {decoded.size} places")
         return spread(drawn(draw, decoded.size, sent.size), sent, shape, dtype)
 
 

@@ -114,6 +114,8 @@ class RowWriter:
 
     def write(self, given: Sequence[Update]) -> None:
         """Apply updates of rows, one after another."""
+        if self._settles:
+            self._store.mend()
         for (rows,), keys, at in given:
             assert keys is not None
             self._write(keys, rows, at)

@@ -15,6 +15,7 @@ from scipy.sparse import issparse, vstack
 
 from flowml.actions import GLOBAL, Aggregate, Here
 from flowml.errors import PlanError
+from flowml.keyed_rows import KeyedRows
 from flowml.plan import Firing, Plan, PlanTable
 from flowml.runtime.blas import blas_threads
 from flowml.runtime.feeding import OneBatch, loads, local_feed, open_stream
@@ -68,7 +69,7 @@ def largest_difference(several: Plan, one: Plan, seed: int, tolerance: float | N
     wanted = _stepped(one, joined, seed)
     worst = 0.0
     for table in tables:
-        before, after, other = (_vector(s, table) for s in (wanted[0], wanted[1], found[1]))
+        before, after, other = _arrays(table, wanted[0], wanted[1], found[1])
         difference = _relative(before, after, other)
         allowed = _tolerance(after) if tolerance is None else tolerance
         if not difference <= allowed:
@@ -122,8 +123,13 @@ def _stepped(plan: Plan, batches: Mapping[str, list[OneBatch]], seed: int) -> tu
     return first, {name: found[0].view(found[0].current) for name, found in tables.items()}
 
 
-def _vector(tables: Tables, table: PlanTable) -> list[Array]:
-    return [np.asarray(leaf) for leaf in optree.tree_leaves(tables[table.name])]
+def _arrays(table: PlanTable, *tables: Tables) -> tuple[list[Array], ...]:
+    """Return the arrays of one table each time; of one with rows by key, those of all its keys."""
+    contents = [found[table.name] for found in tables]
+    if isinstance(contents[0], KeyedRows):
+        keys = np.unique(np.concatenate([rows.keys for rows in contents]))
+        return tuple([rows.at(keys)] for rows in contents)
+    return tuple([np.asarray(a) for a in optree.tree_leaves(content)] for content in contents)
 
 
 def _relative(before: list[Array], after: list[Array], other: list[Array]) -> float:

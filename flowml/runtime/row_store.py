@@ -2,8 +2,9 @@
 
 A dense table has two versions and a write makes all of the next one; here it touches the rows that
 it names. What it overwrites is noted before, so that a writer who dies, or fails, in the middle
-leaves a table that can be put right: whoever looks at it next takes the noted rows for those that
-replaced them. All of it is done by the one who holds the lock.
+leaves a table that can be put right: whoever holds the lock next puts the noted rows back before it
+reads or writes (``mend``); a copy, which needs no lock, takes them for those that replaced them.
+New rows that the index has in part are let in: they are what a read makes of their keys.
 
 Rows get their slots in the order of first touch (row_index.py); memory for them is asked for in
 pieces, as they come.
@@ -21,7 +22,7 @@ from flowml.keyed_rows import Initial, KeyedRows
 from flowml.runtime.row_index import RowIndex
 from flowml.types import Array
 
-COUNT, NOTED, STAMP = 0, 1, 2
+COUNT, NOTED, STAMP, ADDED = 0, 1, 2, 3
 WORDS = 8
 
 
@@ -32,7 +33,8 @@ class RowArrays:
     Attributes
     ----------
     words : memoryview of int64
-        Rows that there are; rows noted; writes so far.
+        Rows that there are; rows noted; writes so far; rows that there will be when those which are
+        being let in have places in the index.
     keys : ndarray of int64, shape (capacity,)
     rows : ndarray, shape (capacity, items)
     states : dict of str to ndarray like ``rows``
@@ -168,11 +170,22 @@ class RowStore:
                 arrays.states[name][slots] = state[:n]
             arrays.words[NOTED] = 0
 
+    def mend(self) -> None:
+        """Put right what a writer left who died; by the holder of the lock, before it goes on."""
+        arrays, words = self._arrays, self._arrays.words
+        if words[ADDED] > words[COUNT]:
+            slots = np.arange(words[COUNT], words[ADDED])
+            without = slots[self._index.find(arrays.keys[slots]) < 0]
+            self._index.insert(arrays.keys[without], without)
+            words[COUNT] = words[ADDED]
+        self.give_up()
+
     def copy(self) -> KeyedRows:
         """Return a copy of all rows, as they were before a write that has not ended."""
         arrays, n, noted = self._arrays, self.count, self._arrays.words[NOTED]
         rows = arrays.rows[:n].copy()
-        rows[arrays.noted_slots[:noted]] = arrays.noted_rows[:noted]
+        known = np.flatnonzero(arrays.noted_slots[:noted] < n)  # others may come meanwhile
+        rows[arrays.noted_slots[known]] = arrays.noted_rows[known]
         order = np.argsort(arrays.keys[:n], kind="stable")
         return KeyedRows(arrays.keys[:n][order], rows[order], self._initial)
 
@@ -198,6 +211,7 @@ class RowStore:
         arrays.rows[count:total] = rows
         for name, state in self._fresh_states(rows).items():
             arrays.states[name][count:total] = state
+        arrays.words[ADDED] = total
         self._index.insert(keys, slots)
         arrays.words[COUNT] = total
         return slots

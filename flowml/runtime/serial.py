@@ -33,6 +33,7 @@ from flowml.runtime.outcome import (
     evaluation_due,
     history_block,
 )
+from flowml.runtime.private_rows import PrivateRows
 from flowml.runtime.tablestate import make_instance
 from flowml.runtime.values import Kept, Value, copied
 from flowml.types import Array
@@ -166,6 +167,8 @@ def run_step(state: SerialState, step: int) -> None:
     for instances in state.tables.values():
         for table in instances:
             table.current = table.latest
+            if isinstance(table, PrivateRows):
+                table.commit(1)
 
 
 def _keep(state: SerialState, operator: PlanOperator) -> None:

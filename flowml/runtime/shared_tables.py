@@ -54,9 +54,15 @@ class SharedTables:
         return self._memory.tables[name][self._rule.version(name) % 2]
 
     def rows(self, name: str, keys: Array) -> Array:
-        """Return a copy of rows, shape (n, items), of a table kept as rows or of a dense one."""
+        """Return a copy of rows, shape (n, items), of a table kept as rows or of a dense one.
+
+        Notes
+        -----
+        Under the lock: a writer may have died with it in the middle of these rows.
+        """
         store = self._memory.rows.get(name)
         if store is not None:
+            store.mend()
             return store.read(keys)
         (leaf,) = self._layouts[name, -1].leaves
         found: Array = self.table(name).reshape(leaf.shape[0], -1).take(keys, 0)

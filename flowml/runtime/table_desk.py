@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any
 
 from flowml.errors import FlowmlError
+from flowml.protocol.failures import ProtocolError
 from flowml.protocol.promise_rule import ENDED, NO_STOP
 from flowml.protocol.promise_specs import Missing
 from flowml.protocol.table_server import TableServer
@@ -65,7 +66,13 @@ class CenterTables:
     def check(self, frame: Frame) -> None:
         """Refuse a request that no replica makes."""
         if frame.writer < len(self._members):
-            self._items.check(frame.acts, self._members[frame.writer])
+            members = self._members[frame.writer]
+            seats = len(seats_of(self._loose, members))
+            self._items.check(frame.acts, members)
+            if any(act.kind == LEAVE and act.place >= seats for act in frame.acts):
+                raise ProtocolError(
+                    "table request", f"leaves one of {seats} seats", str(frame)[:200]
+                )
 
     def missing(self, writer: int, act: Act) -> Missing | None:
         """Return what an act waits for, or None."""

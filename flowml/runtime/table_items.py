@@ -13,16 +13,16 @@ from itertools import groupby
 import numpy as np
 
 from flowml.codecs.contract import Codec, Payload
-from flowml.layout import Layout
 from flowml.protocol.failures import ProtocolError
 from flowml.protocol.table_wire import ANSWER, DELIVER, LEAVE, READ, SKIP, STOP, Act, Item
 from flowml.runtime.contributions import NOTHING, Contribution
 from flowml.runtime.domain import Layouts, layout_of_port
-from flowml.runtime.edge_codec import decoded, encoded
+from flowml.runtime.edge_codec import encoded
+from flowml.runtime.fitting import buffers_of, decoded_as, known_keys, leaves_of, unfit
 from flowml.runtime.loose_plan import LoosePlan
 from flowml.runtime.reads import SharedReads
 from flowml.runtime.row_memory import ids_of_gate
-from flowml.runtime.row_tables import RowSpec
+from flowml.runtime.row_tables import RowSpec, row_spec
 from flowml.runtime.shared_tables import SharedTables
 from flowml.types import Array
 
@@ -99,23 +99,29 @@ class TableItems:
             return Contribution(*about, (rows,), keys, (), first.staleness)
         layout = layout_of_port(self.loose.plan, self._layouts, gate.operator.inputs[0])
         content = [item.arrays for item in items if item.version == CONTENT]
-        (read,) = [item.arrays for item in items if item.version == WAS_READ] or [()]
-        buffers = _buffers(layout, content[0]) if codec is None else _leaves(layout, content, codec)
+        read = [item.arrays for item in items if item.version == WAS_READ]
+        if len(content) != (1 if codec is None else len(layout.leaves)) or len(read) > 1:
+            raise unfit("one contribution", [a for item in items for a in item.arrays])
+        buffers = (
+            buffers_of(layout, content[0]) if codec is None else leaves_of(layout, content, codec)
+        )
         if read:
-            _buffers(self._layouts[gate.spec.tables[0], -1], read)
-        return Contribution(*about, buffers, None, read, first.staleness)
+            buffers_of(self._layouts[gate.spec.tables[0], -1], read[0])
+        return Contribution(*about, buffers, None, read[0] if read else (), first.staleness)
 
     def _rows(
         self, spec: RowSpec, arrays: tuple[Array, ...], codec: Codec | None
     ) -> tuple[Array, Array]:
         if not arrays or arrays[0].ndim != 1 or arrays[0].dtype != np.int64:
-            raise _unfit("the keys of rows", arrays)
-        keys, content = arrays[0], arrays[1:]
+            raise unfit("the keys of rows", arrays)
+        keys, content = known_keys(spec, arrays[0]), arrays[1:]
+        if (np.diff(keys) <= 0).any():
+            raise unfit("keys of rows, each once and in order", arrays)
         shape = len(keys), spec.items
         if codec is not None:
-            return keys, codec.decode(content, shape, spec.dtype)
+            return keys, decoded_as(codec, content, shape, spec.dtype)
         if len(content) != 1 or content[0].shape != shape or content[0].dtype != spec.dtype:
-            raise _unfit(f"rows of shape {shape}, {spec.dtype}", content)
+            raise unfit(f"rows of shape {shape}, {spec.dtype}", content)
         return keys, content[0]
 
     # -- reads ---------------------------------------------------------------------------------
@@ -174,12 +180,19 @@ class TableItems:
             elif act.kind in (DELIVER, SKIP):
                 if act.place not in members:
                     raise ProtocolError("table request", f"delivers to {list(members)}", str(act))
-                gates = [g.spec.team for g in self.loose.gates]
-                if any(i.number >= len(gates) or gates[i.number] != act.place for i in act.items):
-                    raise ProtocolError("table request", f"fits team {act.place}", str(act)[:200])
-                self.contributions(act)
+                self._check_delivery(act)
             elif act.kind not in (LEAVE, STOP):
                 raise ProtocolError("table request", "is a known act", str(act.kind))
+
+    def _check_delivery(self, act: Act) -> None:
+        """Refuse other gates than those of the team that get something of this step."""
+        specs = enumerate(gate.spec for gate in self.loose.gates)
+        wanted = [n for n, s in specs if s.team == act.place and s.delivers(act.step)]
+        found = [number for number, _ in groupby(item.number for item in act.items)]
+        if sorted(found) != wanted:
+            required = f"fits team {act.place} in step {act.step}: gates {wanted}"
+            raise ProtocolError("table request", required, f"gates {found}")
+        self.contributions(act)
 
     def _check_read(self, act: Act) -> None:
         turns = self.loose.turns
@@ -190,7 +203,14 @@ class TableItems:
         for item in act.items:
             keys = item.arrays[0] if item.arrays else None
             if keys is not None and (keys.ndim != 1 or keys.dtype != np.int64):
-                raise _unfit("the keys of rows", item.arrays)
+                raise unfit("the keys of rows", item.arrays)
+            if keys is not None and self.loose.lookups[item.number] is not None:
+                known_keys(self._spec_of(self.loose.reads[item.number].source), keys)
+
+    def _spec_of(self, table: str) -> RowSpec:
+        """Return what rows of a table are like, also of one that is not kept as rows."""
+        known = self._specs.get(table)
+        return known or row_spec(self.loose.plan.table(table), self._layouts[table, -1])
 
 
 class ReplyReads:
@@ -222,7 +242,7 @@ class ReplyReads:
             sources: Sequence[Array] = items[0].arrays
         else:
             layout = self._layouts[self._loose.reads[number].source, -1]
-            sources = _leaves(layout, [item.arrays for item in items], codec)
+            sources = leaves_of(layout, [item.arrays for item in items], codec)
         for source, target in zip(sources, targets, strict=True):
             target[...] = source
         return sum(a.nbytes for item in items for a in item.arrays)
@@ -242,7 +262,7 @@ class ReplyReads:
             assert like is not None
             (leaf,) = like.leaves
             shape, dtype = (len(keys), math.prod(leaf.shape[1:])), like.dtypes[leaf.buffer]
-        return codec.decode(item.arrays, shape, dtype), moved
+        return decoded_as(codec, item.arrays, shape, dtype), moved
 
     def answer(self, number: int, output: int, targets: Buffers) -> float | None:
         """Copy what a gate came to; return its examples: 0, it is empty; None, it has none."""
@@ -250,25 +270,3 @@ class ReplyReads:
         for source, target in zip(item.arrays, targets if item.arrays else (), strict=True):
             target[...] = source
         return None if math.isnan(item.examples) else item.examples
-
-
-def _buffers(layout: Layout, arrays: Buffers) -> Buffers:
-    """Return flat buffers, if they are of a layout."""
-    found = [(a.shape, a.dtype) for a in arrays]
-    wanted = [((n,), d) for n, d in zip(layout.sizes, layout.dtypes, strict=True)]
-    if found != wanted:
-        raise _unfit(f"buffers of {wanted}", arrays)
-    return arrays
-
-
-def _leaves(layout: Layout, payloads: Sequence[Payload], codec: Codec) -> Buffers:
-    """Return flat buffers of what leaves were encoded to."""
-    made = layout.allocate()
-    for leaf, payload in zip(layout.leaf_views(made).values(), payloads, strict=True):
-        leaf[...] = decoded(codec, payload, leaf)
-    return made
-
-
-def _unfit(required: str, arrays: Sequence[Array]) -> ProtocolError:
-    got = ", ".join(f"{a.shape} {a.dtype}" for a in arrays) or "nothing"
-    return ProtocolError("table request", f"must hold {required}", got)

@@ -232,3 +232,19 @@ def test_low_rank_takes_the_first_dimension_as_rows_and_leaves_vectors_whole():
         assert len(payload) == 1
         np.testing.assert_array_equal(received(codec, small, "float64"), small)
         assert not state[0].any()
+
+
+def test_thin_matrices_of_another_size_are_refused_before_they_are_multiplied() -> None:
+    """Two short arrays of a stranger would be a product of terabytes."""
+    codec, tall = codecs.low_rank(1), np.zeros((1_000_000, 1), np.float32)
+    with pytest.raises(ValueError, match=r"no thin matrices of \(30, 20\)"):
+        codec.decode((tall, tall), (30, 20), np.float32)
+    with pytest.raises(ValueError, match=r"no thin matrices of \(30, 20\)"):
+        codec.decode((np.zeros((30, 2)), np.zeros((20, 2))), (30, 20), np.float32)
+
+
+def test_more_entries_than_there_are_places_are_refused() -> None:
+    """So many different places would be drawn for without end."""
+    draw = np.array([3, 4], np.uint64)
+    with pytest.raises(ValueError, match="9 entries for 8 places"):
+        codecs.random_k(0.5).decode((draw, np.zeros(9)), (2, 4), np.float64)

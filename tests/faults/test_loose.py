@@ -15,12 +15,15 @@ import pytest
 import flowml as fl
 from flowml.errors import OperatorError, StalledError, WorkerLostError
 from flowml.events import Event, WindowDone
+from flowml.runtime.center_writes import RowWriter
 from tests.faults.bed import (
     BATCH,
     CLASSES,
     FEATURES,
+    ROWS,
     VERDICT_SECONDS,
     Bed,
+    Mishap,
     Trap,
     TrappedModel,
     assert_readable,
@@ -94,6 +97,80 @@ def test_death_in_the_middle_of_a_write(promise: str, pair: Bed, tmp_path: Path)
     assert isinstance(error, WorkerLostError)
     assert (error.worker, error.operator) == (victim, "update")
     assert_whole(error.run.tables)
+
+
+def by_rows(rows: int | None) -> fl.Graph:
+    """Return a graph in which replica r adds 1 to column r of four rows, and of a new one.
+
+    Who reads rows that are not whole says so.
+    """
+    u = fl.sparse_table("u", 2, dtype="float64", rows=rows)
+
+    def keys_of(place: Any, batch: Any) -> Any:
+        return np.array([0, 1, 2, 3, 10 + 2 * place.clock + place.replica])
+
+    def ones(found: Any, place: Any) -> Any:
+        if not (found[:4] == found[0]).all():
+            raise Mishap(f"torn: {found}")
+        made = np.zeros((5, 2))
+        made[:, place.replica] = 1.0
+        return made
+
+    batch = fl.load(np.zeros((ROWS, 1)), batch_size=BATCH)
+    keys = fl.map(keys_of, fl.here(), batch, name="keys")
+    made = fl.map(ones, u.async_().at(keys), fl.here(), name="ones")
+    return fl.Graph(fl.update(u.at(keys), made, fl.add(), name="update"))
+
+
+def dies_writing(part: str, trap: Trap) -> None:
+    """Let this process die in the middle of a write of rows, with the lock in its hand.
+
+    Parameters
+    ----------
+    part : str
+        "rows": two of them are written. "index": the new one has no place yet.
+    """
+    write = RowWriter._write
+
+    def dying(writer: RowWriter, keys: Any, rows: Any, at: Any) -> None:
+        store = writer._store
+        if (at.writer, at.step, store.name) == (1, trap.step, "u"):
+            if part == "index":
+                store._index.insert = lambda keys, slots: trap.happen()  # type: ignore[method-assign]
+            slots, *_ = store.open(keys)
+            store._arrays.rows[slots[:2]] = np.nan
+            trap.happen()
+        write(writer, keys, rows, at)
+
+    RowWriter._write = dying  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("rows", [None, 20_000])
+@pytest.mark.parametrize("part", ["rows", "index"])
+def test_death_in_the_middle_of_a_write_of_rows(
+    part: str, rows: int | None, pair: Bed, tmp_path: Path
+) -> None:
+    """The others go on from the rows as they were: what the dead one had committed, no more."""
+    step = 6
+    trap, victim = logged(Trap("kill", step=step), tmp_path), pair.address_of(1)
+    pair.client.run(dies_writing, part, trap, workers=[victim])
+    error = failure(by_rows(rows).start(steps=4000, replicas=2), trap)
+    assert isinstance(error, WorkerLostError)
+    assert (error.worker, error.operator) == (victim, "update")
+    found = error.run.tables["u"]
+    table = dict(zip(found.keys.tolist(), found.rows.tolist(), strict=True))
+    made, dead = table[0]
+    assert dead == step
+    assert made >= 1
+    for key in (1, 2, 3):
+        assert table[key] == [made, dead]
+    own = {key: row for key, row in table.items() if key >= 10}
+    for key, row in own.items():
+        if key == 10 + 2 * step + 1:
+            assert row == [0.0, 0.0]  # let in, and never written
+        else:
+            assert row == ([1.0, 0.0] if key % 2 == 0 else [0.0, 1.0])
+    assert sum(key % 2 == 0 for key in own) == made
 
 
 @pytest.mark.parametrize("promise", PROMISES)

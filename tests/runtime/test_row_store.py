@@ -151,6 +151,59 @@ def test_states_are_rolled_back_too() -> None:
     assert one[0].read(keys).tobytes() == two[0].read(keys).tobytes()
 
 
+@pytest.mark.parametrize("rows", [None, 50])
+def test_the_next_holder_of_the_lock_mends_the_table_before_it_writes(rows: int | None) -> None:
+    """A writer died with one of two rows written; the next write starts from what was before."""
+    (store, writer, _), (other, healthy, _) = (made(fl.adagrad(0.5), rows=rows) for _ in range(2))
+    both, update = np.array([2, 7]), np.ones((2, 3))
+    for one in (writer, healthy):
+        one.write([((update,), both, At(0, 0))])
+    slots, *_ = store.open(both)
+    store._arrays.rows[slots[:1]] = np.nan
+    for state in store._arrays.states.values():
+        state[slots] = np.nan
+    for one in (writer, healthy):
+        one.write([((update[:1],), both[1:], At(1, 1))])
+    assert store.copy().rows.tobytes() == other.copy().rows.tobytes()
+    for one in (writer, healthy):
+        one.write([((update,), both, At(2, 2))])
+    assert store.copy().rows.tobytes() == other.copy().rows.tobytes()
+
+
+@pytest.mark.parametrize("rows", [None, 50])
+@pytest.mark.parametrize("placed", range(4))
+def test_rows_that_were_being_let_in_are_let_in(placed: int, rows: int | None) -> None:
+    """A writer died when some of three new keys had their place: none is lost, or another's."""
+    store, writer, _ = made(rows=rows)
+    writer.write([((np.ones((1, 3)),), np.array([4]), At(0, 0))])
+    new, (first, keys) = np.array([9, 3, 30]), (store.read(np.array([4])), np.array([4, 9, 3, 30]))
+    before = store.read(keys)
+
+    class Dies(Exception):
+        pass
+
+    insert = store._index.insert
+
+    def dying(given: Any, slots: Any) -> None:
+        insert(given[:placed], slots[:placed])
+        raise Dies
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store._index, "insert", dying)
+        with pytest.raises(Dies):
+            store.open(new)
+    assert store.count == 1
+    store.mend()
+    assert store.count == 4
+    assert store.read(keys).tobytes() == before.tobytes()
+    store.mend()
+    writer.write([((np.ones((2, 3)),), np.array([5, 30]), At(1, 1))])
+    assert store.count == 5
+    assert store.read(np.array([4])).tobytes() == first.tobytes()
+    assert store.read(keys[:3]).tobytes() == before[:3].tobytes()
+    assert sorted(store.copy().keys.tolist()) == [3, 4, 5, 9, 30]
+
+
 def test_what_is_not_finite_is_not_written() -> None:
     store, writer, _ = made()
     writer.write([((np.ones((1, 3)),), np.array([4]), At(0, 0))])

@@ -189,3 +189,79 @@ def test_available_memory_is_the_smaller_of_host_and_container(
     monkeypatch.setattr(module, "_host_free", lambda: 50)
     monkeypatch.setattr(module, "_container_free", lambda: 20)
     assert memory_available() == 20
+
+
+# -- pages that come later ---------------------------------------------------------------------
+
+
+def blocks(segment: Segment) -> int:
+    """Return the bytes of pages that are there."""
+    return os.fstat(segment.fd).st_blocks * 512
+
+
+def test_only_what_is_reserved_is_there() -> None:
+    page = mmap.PAGESIZE
+    segment = Segment.create(1000 * page, reserved=2 * page)
+    assert (segment.nbytes, blocks(segment)) == (1000 * page, 2 * page)
+    segment.reserve(2 * page, 3 * page)
+    assert blocks(segment) == 5 * page
+    segment.reserve(4 * page + 8, page)  # in part there already
+    assert blocks(segment) == 6 * page
+    segment.reserve(900 * page, 0)
+    assert blocks(segment) == 6 * page
+    segment.close()
+
+
+def test_what_lies_there_stays_when_more_comes() -> None:
+    segment = Segment.create(64 * mmap.PAGESIZE, reserved=mmap.PAGESIZE)
+    first = segment.view(0, (mmap.PAGESIZE,), np.uint8)
+    first[:] = 7
+    segment.reserve(0, 64 * mmap.PAGESIZE)
+    assert (first == 7).all()
+    rest = segment.view(mmap.PAGESIZE, (63 * mmap.PAGESIZE,), np.uint8)
+    assert not rest.any()
+    second = Segment.attach(os.dup(segment.fd), segment.nbytes)
+    rest[-1] = 9
+    assert second.view(segment.nbytes - 64, (64,), np.uint8)[63] == 9
+    segment.close()
+    second.close()
+
+
+def test_addresses_may_be_more_than_the_host_has_but_not_the_pages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "memory_available", lambda: 100 << 20)
+    segment = Segment.create(1 << 40, reserved=1 << 20)
+    with pytest.raises(PlanError, match=r"needs 200 MiB of memory .* 100 MiB available") as full:
+        segment.reserve(1 << 20, 200 << 20)
+    assert (full.value.nbytes, full.value.available) == (200 << 20, 100 << 20)
+    assert blocks(segment) == 1 << 20
+    segment.reserve(1 << 20, 1 << 20)
+    assert blocks(segment) == 2 << 20
+    segment.close()
+
+
+def test_a_host_that_turns_out_to_be_full_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    segment = Segment.create(NBYTES, reserved=mmap.PAGESIZE)
+
+    def refuse(fd: int, offset: int, length: int) -> None:
+        raise OSError(code, "no")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    code = errno.ENOSPC
+    with pytest.raises(PlanError, match="of memory on this host"):
+        segment.reserve(mmap.PAGESIZE, mmap.PAGESIZE)
+    code = errno.EIO
+    with pytest.raises(OSError, match="no"):
+        segment.reserve(mmap.PAGESIZE, mmap.PAGESIZE)
+    segment.close()
+
+
+def test_private_memory_comes_when_it_is_touched() -> None:
+    segment = Segment.local(1 << 30, reserved=64)
+    segment.reserve(0, 1 << 30)
+    view = segment.view((1 << 30) - 64, (8,), np.float64)
+    view[:] = 2.0
+    assert view.sum() == 16.0
+    segment.close()
+    segment.reserve(0, 64)  # harmless when closed
