@@ -77,8 +77,8 @@ class Contender(Protocol):
 
 
 @contextmanager
-def cluster() -> Iterator[Client]:
-    """Yield a client of what ``graph.run`` starts by itself: two workers with one thread each.
+def cluster(workers: int = REPLICAS) -> Iterator[Client]:
+    """Yield a client of what ``graph.run`` starts by itself: workers with one thread each.
 
     Notes
     -----
@@ -87,7 +87,7 @@ def cluster() -> Iterator[Client]:
     """
     before = dict(os.environ)
     with (
-        embedded_cluster(REPLICAS) as local,
+        embedded_cluster(workers) as local,
         Client(local) as client,
     ):
         for name in os.environ.keys() - before.keys():

@@ -16,6 +16,8 @@ sys.path.append(str(BENCHMARKS))
 
 from compile_scale import STAGES, slope  # noqa: E402 - the folder is no package
 from explain_calibration import GRAPHS  # noqa: E402
+from straggler_case import CONTENDERS as WAYS  # noqa: E402
+from straggler_report import Reached, pairs, tau, verdict_lines  # noqa: E402
 from sync_report import CONTENDERS, RATIOS, crossing, crossing_text, crossings  # noqa: E402
 
 RUN_SECONDS = 300
@@ -98,6 +100,21 @@ def test_explain_beside_what_a_run_does(tmp_path):
         assert result["counted_bytes"]["written"] > 0
 
 
+def test_a_straggler_in_real_and_in_virtual_time(tmp_path):
+    report = report_of("straggler.py", tmp_path)
+    assert report["work_seconds"] > 0
+    (found,) = report["worlds"].values()
+    assert list(found["contenders"]) == list(WAYS) == list(report["rates"])
+    for contender in found["contenders"].values():
+        for times in contender.values():
+            assert len(times["each_seconds"]) == report["repetitions"] == 1
+            assert times["seconds"] > 0
+            assert times["examples"] > 0
+    assert found["contenders"]["sync"]["real"]["times_sooner"] == 1
+    assert len(found["pairs"]) == len(WAYS) * (len(WAYS) - 1) // 2
+    assert -1 <= found["kendall_tau"] <= 1
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the CPU clocks of other processes")
 def test_what_the_dashboard_costs(tmp_path):
@@ -121,6 +138,20 @@ def test_where_gains_begin():
     assert crossing([(1000.0, 2.0), (10.0, 1.1), (100.0, 0.9)])[0] == "from"
     assert crossing([(10.0, 1.5), (20.0, 1.1)]) == ("everywhere", 10.0)
     assert crossing([(10.0, 1.5), (20.0, 0.9)]) == ("nowhere", 20.0)
+
+
+def test_pairs_within_the_spread_have_no_order():
+    def times(**seconds):
+        return {name: Reached(each, (1.0,)) for name, each in seconds.items()}
+
+    real = times(sync=(2.0, 2.1), a=(1.0, 1.1), b=(1.05, 1.3))
+    assert pairs(real, real) == {("a", "b"): "near", ("a", "sync"): "same", ("b", "sync"): "same"}
+    turned = times(sync=(1.0, 1.0), a=(2.0, 2.1), b=(1.5, 3.0))
+    assert set(pairs(real, turned).values()) == {"near", "swapped"}
+    assert tau(real, real) == 1.0
+    assert tau(real, turned) == pytest.approx(-0.333)
+    assert verdict_lines(real)[0] == "  sync loses to a (1.95 times), b (1.74 times)"
+    assert "SYNC WINS" in verdict_lines(turned)[0]
 
 
 def test_the_last_line_says_where_two_replicas_pay():
