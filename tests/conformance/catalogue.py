@@ -161,7 +161,17 @@ def text() -> Any:
     return np.random.default_rng(0).integers(-1, 30, (ROWS, 9))
 
 
-KEYED: dict[str, Callable[[], Any]] = {"sparse_logistic": categories, "skip_gram": text}
+def ratings() -> tuple[Any, Any]:
+    rng = np.random.default_rng(0)
+    cells = np.argwhere(rng.random((15, 11)) < 0.5)
+    return cells, rng.normal(size=len(cells))
+
+
+KEYED: dict[str, Callable[[], Any]] = {
+    "sparse_logistic": categories,
+    "skip_gram": text,
+    "rotated_mf": ratings,
+}
 """Graphs of graphs/ over tables of rows, which no model of `fl.models` fits: their sources."""
 
 
@@ -174,7 +184,9 @@ def loose(name: str, dtype: str = "float32", **options: Any) -> fl.Graph:
 
 COMPRESSED = ("power_sgd", "sign_sgd", "top_k_ssgd")
 """Graphs of graphs/ with a codec on an edge."""
-OTHERS = {*LOOSE, *COMPRESSED}
+IN_STEP_BY_KEY = ("rotated_mf",)
+"""Graphs of graphs/ that go in step, with rows by key, which Dask tasks do not carry."""
+OTHERS = {*LOOSE, *COMPRESSED, *IN_STEP_BY_KEY}
 
 CATALOGUE: dict[str, Callable[[], fl.Graph]] = {
     "momentum": lambda: sgd_with(fl.sgd(0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)),
