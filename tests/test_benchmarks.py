@@ -129,6 +129,16 @@ def test_what_the_dashboard_costs(tmp_path):
         assert all(0 < share < 1 for share in found["scheduler_share"])
 
 
+def test_word_vectors(tmp_path):
+    report = report_of("skip_gram.py", tmp_path)
+    assert report["words_per_second"] == pytest.approx(3 * report["words"] / report["seconds"])
+    assert report["loss"][1] < report["loss"][0] / 2
+    assert len(report["spearman_by_epoch"]) == 3
+    assert report["spearman"] == pytest.approx(report["spearman_by_epoch"][-1], abs=1e-3)
+    assert report["spearman"] > 0.4  # one pair in ten is alike: 0.52 is all that there is
+    assert report["pairs"] == report["pairs_given"] == 300
+
+
 def test_slope_of_a_power():
     assert slope([64, 128, 512], [64**1.5, 128**1.5, 512**1.5]) == pytest.approx(1.5)
 

@@ -76,7 +76,10 @@ def test_run_a_published_algorithm_prints_losses_and_accuracy(flowml):
     assert lines[4].startswith("test accuracy 0.")
 
 
-OWN_DATA = {"skip_gram": np.random.default_rng(0).integers(-1, 30, (40, 9))}
+OWN_DATA = {
+    "rotated_mf": np.random.default_rng(0).integers(0, 9, (40, 2)),
+    "skip_gram": np.random.default_rng(0).integers(-1, 30, (40, 9)),
+}
 """Rows for the algorithms that nothing can be made of digits by."""
 
 

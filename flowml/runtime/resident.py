@@ -447,6 +447,8 @@ class Resident:
             alone = replace(self.plan, operators=(operator,))
             shipped = ship_plan(without_sources(alone).operators[0], alone)
             blocks = evaluation_data(operator, self.client, worker)
+            # By itself: what a task holds passes through the scheduler, which is not for tables.
+            held = self.client.scatter([{(table, 0): value}], workers=[worker], hash=False)[0]
             task = self._submit(
                 "evaluate",
                 name,
@@ -454,7 +456,7 @@ class Resident:
                 step,
                 remote.evaluate_table,
                 shipped,
-                {(table, 0): value},
+                held,
                 table,
                 step,
                 *blocks,

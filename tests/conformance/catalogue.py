@@ -162,7 +162,17 @@ def text() -> Any:
     return np.random.default_rng(0).integers(-1, 30, (ROWS, 9))
 
 
-KEYED: dict[str, Callable[[], Any]] = {"sparse_logistic": categories, "skip_gram": text}
+def ratings() -> tuple[Any, Any]:
+    rng = np.random.default_rng(0)
+    cells = np.argwhere(rng.random((15, 11)) < 0.5)
+    return cells, rng.normal(size=len(cells))
+
+
+KEYED: dict[str, Callable[[], Any]] = {
+    "sparse_logistic": categories,
+    "skip_gram": text,
+    "rotated_mf": ratings,
+}
 """Graphs of graphs/ over tables of rows, which no model of `fl.models` fits: their sources."""
 
 
@@ -177,7 +187,9 @@ COMPRESSED = ("power_sgd", "sign_sgd", "top_k_ssgd")
 """Graphs of graphs/ with a codec on an edge."""
 UNEVEN = ("backup_workers", "hybrid")
 """Graphs of graphs/ whose replicas do not all deliver in each step: see mixed_graphs.py."""
-OTHERS = {*LOOSE, *COMPRESSED, *UNEVEN}
+IN_STEP_BY_KEY = ("rotated_mf",)
+"""Graphs of graphs/ that go in step, with rows by key, which Dask tasks do not carry."""
+OTHERS = {*LOOSE, *COMPRESSED, *UNEVEN, *IN_STEP_BY_KEY}
 
 CATALOGUE: dict[str, Callable[[], fl.Graph]] = {
     "momentum": lambda: sgd_with(fl.sgd(0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)),

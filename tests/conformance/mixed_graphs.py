@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 import flowml as fl
-from tests.conformance.catalogue import CLASSES, FEATURES, examples, from_file, softmax
+from tests.conformance.catalogue import (
+    CLASSES,
+    FEATURES,
+    IN_STEP_BY_KEY,
+    KEYED,
+    examples,
+    from_file,
+    softmax,
+)
 
 KEYS, DIM = 20, 2
 Mark = Callable[[Any], Any]
@@ -129,6 +137,10 @@ def rows(
     return fl.Graph(fl.update(u.at(keys), sent, chosen))
 
 
+def _of_file(name: str) -> fl.Graph:
+    return from_file(name, KEYED[name]())
+
+
 def _stale(handle: Any) -> Any:
     return handle.stale(2)
 
@@ -161,7 +173,14 @@ MIXED: dict[str, Callable[[], fl.Graph]] = {
     "rows_hash_async": partial(rows, "hash", _free),
     "rows_dense_async": partial(rows, "dense", _free),
     "rows_hash_half": partial(rows, "hash", _free, codec=fl.codecs.float16()),
+    **{name: partial(_of_file, name) for name in IN_STEP_BY_KEY},
 }
 """Each replays to its bytes."""
-IN_STEP = ("local_steps", "local_steps_low_rank", "rows_direct_sync", "rows_hash_sync")
+IN_STEP = (
+    "local_steps",
+    "local_steps_low_rank",
+    "rows_direct_sync",
+    "rows_hash_sync",
+    *IN_STEP_BY_KEY,
+)
 """Those without a loose promise: all executors give the same bytes."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import optree
 import pytest
@@ -177,6 +178,18 @@ def test_evaluations_go_on(executor: str, client: Client) -> None:
     assert losses[-1] < losses[0] < np.log(CLASSES) + 0.2
     assert losses[-1] == pytest.approx(model.loss(run.tables["w"], (X, y)))
     assert leaves(run.replay().tables) == leaves(run.tables)
+
+
+def test_a_table_does_not_pass_through_the_scheduler_to_be_evaluated(client: Client) -> None:
+    """Dask warns of a large task, and warnings are errors here."""
+    w = fl.sparse_table("w", 300, dtype="float64")
+    keys = fl.map(lambda x: np.arange(400), fl.load(examples()[0], batch_size=8), name="keys")
+    ones = fl.map(np.ones_like, w.async_().at(keys))
+    size = fl.evaluate(lambda w, x: float(w.rows.sum()), w, examples()[0], every=2)
+    graph = fl.Graph(fl.update(w.at(keys), ones, fl.add()), size)
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "500 kB"}):
+        run = graph.run(steps=4, replicas=2)
+    assert [m["value"] for m in run.metrics][-1] == 2 * 4 * 400 * 300
 
 
 @pytest.mark.parametrize("executor", ["serial", "resident"])
