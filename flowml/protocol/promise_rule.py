@@ -126,6 +126,16 @@ class PromiseRule:
                 return Missing(f"-> {gate.spec.name}", late, gate.fired + 1, team)
         return None
 
+    def may_skip(self, team: int, member: int, steps: int) -> bool:
+        """Tell whether there is room for a member's step behind some that it moves over.
+
+        Notes
+        -----
+        The quorum that went on without those holds nothing of them.
+        """
+        others = [gate for gate in self._gates_of[team] if not gate.spec.quorum]
+        return all(gate.held(member) + steps < self.capacity for gate in others)
+
     def behind(self, member: int) -> int:
         """Return how many steps a replica has missed the quorum of, and moves over."""
         if self._quorum is None:

@@ -95,7 +95,7 @@ class Act(NamedTuple):
         READ, DELIVER, LEAVE, SKIP, ANSWER or STOP; what came of it is of the same kind, or BEHIND
         (a read's quorum went on without its reader), or REFUSED (the run is to stop).
     step : int
-        The writer's.
+        The writer's; of what came of a read: a later one, if the writer was moved over some.
     place : int
         The turn of a read, the team of a delivery; of a STOP: why.
     event : int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from flowml.protocol.promise_rule import NO_STOP
 from flowml.protocol.promise_specs import Missing
@@ -20,6 +20,21 @@ Note: TypeAlias = Callable[[list[Row], float], None]
 """Take rows for the record, and the seconds that were waited before their event."""
 
 
+class Stand(NamedTuple):
+    """Where a replica stands when it has asked to read for a step.
+
+    Attributes
+    ----------
+    step : int
+        What was read is for this step: a later one, if the replica was moved over some.
+    behind : int
+        Steps that its quorum went on without it: it has read nothing, and is to skip them.
+    """
+
+    step: int
+    behind: int = 0
+
+
 class Line(Protocol):
     """One replica's way to the tables."""
 
@@ -33,8 +48,8 @@ class Line(Protocol):
     def begin(self, step: int) -> None:
         """Wait for room for what the step will deliver; may raise StoppedInStep."""
 
-    def read(self, step: int, due: list[Pull], *, turn: int, first: bool) -> int:
-        """Make reads once they may be; return 0, or how many steps its quorum went on without it.
+    def read(self, step: int, due: list[Pull], *, turn: int, first: bool) -> Stand:
+        """Make reads once they may be, unless the quorum of the step went on without the replica.
 
         Parameters
         ----------
@@ -96,8 +111,8 @@ class HostLine:
         """Wait for room for what the step will deliver; may raise StoppedInStep."""
         self._patience.until(self._seat.full, self._asked, stops=True)
 
-    def read(self, step: int, due: list[Pull], *, turn: int, first: bool) -> int:
-        """Make reads once they may be; return 0, or how far its quorum went on without it."""
+    def read(self, step: int, due: list[Pull], *, turn: int, first: bool) -> Stand:
+        """Make reads once they may be, unless the quorum of the step went on without it."""
         waited = 0.0
         if due:
             look = partial(self._seat.missing, step, due)
@@ -105,7 +120,7 @@ class HostLine:
         behind = self._seat.behind() if first else 0
         if due and not behind:
             self._take(step, due, waited)
-        return behind
+        return Stand(step, behind)
 
     def answer(self, step: int, due: list[Pull], *, turn: int) -> None:
         """Receive what the step's own contributions came to."""

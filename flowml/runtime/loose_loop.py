@@ -95,24 +95,24 @@ class LooseLoop:
             except StoppedInStep:
                 stopped = True
                 break
-            if made:
+            if made is not None:
                 seconds = perf_counter() - began
                 made_in = seconds, patience.waited, replica.staleness, began - origin
-                rows.append((step, replica.rank.loss, *made_in))
+                rows.append((made, replica.rank.loss, *made_in))
         line.finish()
         return self._window(rows, stopped, origin)
 
-    def _step(self, step: int) -> bool:
-        """Make a step, or move over those whose quorum went on; return whether one was made."""
+    def _step(self, step: int) -> int | None:
+        """Make a step, or a later one, or move over some; return which one was made."""
         replica, line, turns = self.replica, self._line, self.replica.loose.turns
         line.begin(step)
         replica.begin(step)
         for number, turn in enumerate(turns):
             due = replica.due(step, turn.reads)
-            behind = line.read(step, due, turn=number, first=number == 0)
+            step, behind = line.read(step, due, turn=number, first=number == 0)
             if behind:
                 self._finish(line.skip(step, self._last, behind))
-                return False
+                return None
             self._deliver(step, turn)
             answers = replica.due(step, turn.answers)
             if answers:
@@ -126,7 +126,7 @@ class LooseLoop:
         if replica.rank.ended:
             line.request_stop(ended=True)
         self._finish(step + 1)
-        return True
+        return step
 
     def _deliver(self, step: int, turn: Turn) -> None:
         for team in turn.teams:

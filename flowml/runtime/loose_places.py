@@ -18,6 +18,7 @@ from flowml.protocol.table_server import TableServer
 from flowml.runtime.center import Center
 from flowml.runtime.center_memory import CenterMemory
 from flowml.runtime.center_seat import CenterSeat
+from flowml.runtime.feeding import total_steps
 from flowml.runtime.host_lock import HostLock
 from flowml.runtime.line import HostLine, Line, Note
 from flowml.runtime.loose_rank import LooseRank
@@ -97,7 +98,8 @@ class Home:
         spec, roster = self._spec, self._spec.roster
         assert spec.loose is not None
         items = TableItems(spec.loose, spec.layouts, self.specs)
-        tables = CenterTables(self._center, items, self._lock)
+        last = total_steps(list(spec.feeds.values()), spec.order.steps, spec.order.epochs)
+        tables = CenterTables(self._center, items, self._lock, last)
         guests = [rank for ranks in spec.domain_ranks()[1:] for rank in ranks]
         server = TableServer(roster.run, roster.incarnation, tables, guests)
         self._desk = TableDesk(server, tables, spec.order.longest_message, on_error, on_silence)

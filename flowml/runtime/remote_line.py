@@ -28,7 +28,7 @@ from flowml.protocol.table_wire import (
     Item,
 )
 from flowml.runtime.contributions import Contribution
-from flowml.runtime.line import Note
+from flowml.runtime.line import Note, Stand
 from flowml.runtime.loose_rank import LooseRank, Row
 from flowml.runtime.patience import SLICE_SECONDS, Patience, StoppedInStep
 from flowml.runtime.pulls import Pull, RowPull, TablePull
@@ -98,15 +98,25 @@ class RemoteLine:
         if self.stop != NO_STOP:
             raise StoppedInStep
 
-    def read(self, step: int, due: list[Pull], *, turn: int, first: bool) -> int:
-        """Make reads once they may be; return 0, or how far its quorum went on without it."""
+    def read(self, step: int, due: list[Pull], *, turn: int, first: bool) -> Stand:
+        """Make reads once they may be, for a later step if the quorum went on without it."""
         if not due and not first:
-            return 0
+            return Stand(step)
         found, waited = self._ask(Act(READ, step, turn, items=tuple(map(_asked, due))))
         if found.kind == BEHIND:
-            return found.event
-        self._take(found, step, due, waited)
-        return 0
+            return Stand(step, found.event)
+        if found.step > step:
+            self._moved(step, found)
+        self._take(found, found.step, due, waited)
+        return Stand(found.step)
+
+    def _moved(self, step: int, found: Act) -> None:
+        """Note the steps that the read moved over, whose events are those before its own."""
+        replica = self._replica
+        steps = [skipped for skipped in range(step, found.step) for _ in replica.members]
+        for event, skipped in enumerate(steps, found.event - len(steps)):
+            self._note([replica.skipped(event, skipped)], 0.0)
+        replica.begin(found.step)
 
     def answer(self, step: int, due: list[Pull], *, turn: int) -> None:
         """Receive what the step's own contributions came to."""

@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any
 
 from flowml.errors import FlowmlError
+from flowml.plan import Firing
 from flowml.protocol.failures import ProtocolError
 from flowml.protocol.promise_rule import ENDED, NO_STOP
 from flowml.protocol.promise_specs import Missing
@@ -48,10 +49,14 @@ class CenterTables:
     center : Center
     items : TableItems
     lock : HostLock
+    last : int
+        Steps of the run.
     """
 
-    def __init__(self, center: Center, items: TableItems, lock: HostLock) -> None:
+    def __init__(self, center: Center, items: TableItems, lock: HostLock, last: int) -> None:
         self._center = center
+        self._last = last
+        self._reads_steadily = Firing(center.loose.local).is_steady
         self._items = items
         self._loose = center.loose
         self._lock = lock
@@ -102,8 +107,10 @@ class CenterTables:
     def _done(self, writer: int, act: Act) -> Act:
         center, rule, members = self._center, self._center.rule, self._members[writer]
         if act.kind in (READ, ANSWER):
-            if act.kind == READ and act.place == 0 and rule.behind(writer):
-                return Act(BEHIND, act.step, 0, rule.behind(writer))
+            behind = rule.behind(writer) if act.kind == READ and act.place == 0 else 0
+            if behind and not self._may_move(writer, act, behind):
+                return Act(BEHIND, act.step, 0, behind)
+            act = self._moved(writer, act, behind)
             items = [
                 made
                 for item in act.items
@@ -124,6 +131,34 @@ class CenterTables:
         elif act.kind == STOP:
             rule.request_stop(act.place == ENDED)
         return Act(act.kind, act.step, act.place, event)
+
+    def _may_move(self, writer: int, act: Act, behind: int) -> bool:
+        """Tell whether a read can be answered for the step to which its replica is moved.
+
+        Notes
+        -----
+        Who is told to move first and asks again would be behind again by then: a replica whose
+        round trip is longer than a step would never make one.
+        """
+        rule, step = self._center.rule, act.step + behind
+        reads = [self._loose.reads[item.number] for item in act.items]
+        return (
+            bool(reads)
+            and self._reads_steadily
+            and step < self._last
+            and rule.missing(reads, step) is None
+            and all(rule.may_skip(t, m, behind) for t, m in self._members[writer].items())
+        )
+
+    def _moved(self, writer: int, act: Act, behind: int) -> Act:
+        """Move a replica over the steps that its quorum went on without it; return its read."""
+        for step in range(act.step, act.step + behind):
+            for team, member in self._members[writer].items():
+                gates = [n for n, gate in enumerate(self._loose.gates) if gate.spec.team == team]
+                expected = [n for n in gates if self._loose.gates[n].spec.delivers(step)]
+                nothing = dict.fromkeys(expected, NOTHING)
+                self._center.deliver(team, member, nothing, writer, skips=True)
+        return act._replace(step=act.step + behind)
 
 
 class TableDesk:

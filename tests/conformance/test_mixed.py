@@ -12,7 +12,7 @@ from tests.conformance.mixed_graphs import GROUPED, IN_STEP, MIXED
 from tests.conformance.test_loose import events, leaves
 from tests.graphs.orders import at_random
 
-STEPS = 30
+STEPS, MANY_STEPS = 30, 1500
 GROUPS = {2: [[0], [1]], 4: [[0, 1], [2, 3]]}
 """Each on one worker."""
 
@@ -84,3 +84,20 @@ def test_one_replica_alone_is_the_serial_executor(name: str, client: Client) -> 
     assert leaves(serial.tables) == leaves(resident.tables)
     for step in (1, 7):
         assert leaves(serial.outcome.snapshots[step]) == leaves(resident.outcome.snapshots[step])
+
+
+def test_a_quorum_leaves_no_replica_of_another_host_out(client: Client) -> None:
+    """A read from afar is answered for the step that has come: else it always comes too late."""
+    with dask.config.set({"flowml.transport": "rpc"}):
+        run = MIXED["quorum_carry"]().run(steps=MANY_STEPS, replicas=2, record=True)
+    made = [(kind, replica) for kind, replica, *_ in events(run)]
+    assert made.count(("skip", 1)) > 0
+    assert made.count(("deliver", 1)) > 0
+    for replica in (0, 1):
+        clocks = [c for kind, r, c, *_ in events(run) if r == replica and kind != "read"]
+        assert clocks == list(
+            range(MANY_STEPS + 1)
+        )  # each step once, made or moved over, and the leave
+    again = run.replay()
+    assert events(again) == events(run)
+    assert leaves(again.tables) == leaves(run.tables)
