@@ -9,7 +9,7 @@ so replicas work on parts of one model at once, and the result is that of one lo
 How we differ: they draw the sequence of strata; here blocks rotate. Inside a block they take the
 ratings one by one, at random; here diagonals of the block come in a random order, and the ratings
 of a diagonal, which again share no row or column, are one array operation. The rate is a schedule,
-not the bold driver of their section 3.4. Row and column factors are rows of one table, so that both
+not their bold driver. Row and column factors are rows of one table, so that both
 travel where replicas are on several hosts; there row factors stay where they are.
 """
 

@@ -1,12 +1,12 @@
 """Logistic regression on hashed categories: weights in a table of rows, pushed by key.
 
-McMahan et al., "Ad Click Prediction: a View from the Trenches", KDD 2013, sections 2 and 3.1: the
+McMahan et al., "Ad Click Prediction: a View from the Trenches", KDD 2013, section 3: the
 weights of features that occur, each with a rate of its own, and none of those that L1 keeps at
 zero. Features are hashed as in Weinberger, Dasgupta, Langford, Smola and Attenberg, "Feature
 Hashing for Large Scale Multitask Learning", ICML 2009, section 2, with a sign that makes collisions
 cancel in the mean. The first update example by example; here each replica pushes the gradient of a
 batch, summed over its examples, for the keys in it, as in Li et al., "Scaling Distributed Machine
-Learning with the Parameter Server", OSDI 2014, section 2.2.
+Learning with the Parameter Server", OSDI 2014, algorithm 1.
 """
 
 from __future__ import annotations
