@@ -130,7 +130,7 @@ class Ledger:
     Notes
     -----
     What was taken, carried and dropped is not recorded: it follows from the order of the events,
-    and is worked out when it is first asked for, in about 5 us an event.
+    and is worked out when it is first asked for, in some 10 us an event.
     """
 
     events: Array

@@ -145,20 +145,6 @@ def _codec_errors(graph: LogicalGraph, operator: Operator, port: Port) -> Iterat
         )
     if codec.feedback:
         yield _feedback(where, codec, "what leaves a table would need a residual for each reader")
-    others = {
-        str(p.edge.codec)
-        for o in graph.operators
-        if o.scope != GLOBAL
-        for p in o.inputs
-        if p.table and p.source == port.source and p.edge.ids is None
-    }
-    if port.edge.ids is None and len(others) > 1:
-        yield GraphError(
-            where,
-            f"a replica holds one copy of table {port.source!r}",
-            f"reads with {' and '.join(sorted(others))}",
-            "Give all reads the same codec.",
-        )
 
 
 def _names_rows(operator: Operator) -> bool:

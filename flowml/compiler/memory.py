@@ -61,13 +61,15 @@ def memory_of(traffic: Traffic) -> Memory:
 def _tables(traffic: Traffic) -> tuple[int, int]:
     plan, loose = traffic.placed, is_loose(traffic.plan)
     tables, rules = 0, 0
+    copied = list(split(traffic.plan).copied().values()) if loose else []
     for table in plan.tables:
         layout = traffic.layouts[table.name, -1]
         count = plan.replicas if plan.own_copies else plan.instances(table.scope)
         tables += count * (1 + len(table.writes)) * layout.nbytes
         rules += count * sum(_rule_bytes(plan.operator(w), layout) for w in table.writes)
         if loose and table.scope != REPLICA:
-            tables += plan.replicas * layout.nbytes  # each computes from a copy
+            copies = max(1, copied.count(table.name))
+            tables += plan.replicas * copies * layout.nbytes  # each computes from its own
     return tables, rules
 
 

@@ -74,6 +74,8 @@ class LoosePlan:
         For each read, the operator of ``local`` that receives it; None: the whole table.
     codecs : tuple of (Codec or None)
         For each read.
+    copies : tuple of str
+        For each read, the table of ``local`` that is filled with it; "" where it is no whole table.
     turns : tuple of Turn
         One before each phase, and one after the last.
     queue : int
@@ -87,6 +89,7 @@ class LoosePlan:
     reads: tuple[ReadSpec, ...]
     lookups: tuple[str | None, ...]
     codecs: tuple[Codec | None, ...]
+    copies: tuple[str, ...]
     turns: tuple[Turn, ...]
     queue: int
 
@@ -94,6 +97,11 @@ class LoosePlan:
     def tables(self) -> tuple[str, ...]:
         """Names of the shared tables."""
         return tuple(t.name for t in self.plan.tables if t.scope == GLOBAL)
+
+    def copied(self) -> dict[str, str]:
+        """Return the tables of ``local`` that whole reads fill, with the tables that are read."""
+        reads = zip(self.copies, self.reads, strict=True)
+        return {copy: read.source for copy, read in reads if copy}
 
 
 def is_loose(plan: Plan) -> bool:
@@ -127,6 +135,9 @@ class _Split:
         self.gate_of = self._gates_of_operators()
         self.reads: list[tuple[ReadSpec, str | None]] = []
         self.codecs: list[Codec | None] = []
+        self.copies: list[str] = []
+        self.coded: dict[str, list[Codec | None]] = {}
+        """The codecs that each shared table is read whole with: a copy for each."""
         self.received: list[PlanOperator] = []
         self.in_groups = group_readers(plan)
 
@@ -146,12 +157,12 @@ class _Split:
         local = replace(
             plan,
             operators=tuple([*operators, *self.received]),
-            tables=tuple(self._table(t) for t in plan.tables),
+            tables=(*(self._table(t) for t in plan.tables), *self._more_copies()),
             own_copies=True,
         )
         turns = tuple(self._turn(t, reads, teams) for t in range(self.phases + 1))
-        local, queue = _in_order(local), self._queue(gates, reads)
-        return LoosePlan(plan, local, gates, teams, reads, lookups, codecs, turns, queue)
+        local, queue, copies = _in_order(local), self._queue(gates, reads), tuple(self.copies)
+        return LoosePlan(plan, local, gates, teams, reads, lookups, codecs, copies, turns, queue)
 
     # -- what is global ------------------------------------------------------------------------
 
@@ -210,7 +221,8 @@ class _Split:
         if port.table and port.ids is not None:
             return self._looked_up(reader, number, port)
         if port.table:
-            return replace(port, crosses=False)
+            name = self._copy_of(port) if port.source in self.shared else port.source
+            return replace(port, source=name, crosses=False)
         source = self.plan.operator(port.source)
         if source.name in self.in_groups and reader.scope != GLOBAL:
             return replace(port, source=handed(source.name, port.output), output=0, crosses=False)
@@ -249,7 +261,24 @@ class _Split:
                 if port.table and port.ids is None and port.source in self.shared:
                     gate = self._gate_writing(port.source)
                     spec = ReadSpec(port.source, operator.name, port.promises, port.every, gate)
-                    self._read(spec, None, port)
+                    self._read(spec, None, port, self._copy_of(port))
+
+    def _copy_of(self, port: PlanPort) -> str:
+        """Return the name of the copy that a whole read fills: the table's, of its first codec."""
+        known = self.coded.setdefault(port.source, [])
+        if port.codec not in known:
+            known.append(port.codec)
+        number = known.index(port.codec)
+        return f"{port.source} (copy {number + 1})" if number else port.source
+
+    def _more_copies(self) -> list[PlanTable]:
+        """Return the tables that are there because some reads have another codec than the first."""
+        sources = {c: read.source for c, (read, _) in zip(self.copies, self.reads, strict=True)}
+        return [
+            replace(self.plan.table(source), name=copy, writes=())
+            for copy, source in sources.items()
+            if copy not in ("", source)
+        ]
 
     def _answers(self, turn_of: dict[str, int]) -> None:
         """Let what is global and read in the same step come from an operator that receives it."""
@@ -279,9 +308,10 @@ class _Split:
                 spec = ReadSpec(name, reader.name, port.promises, port.every, gate, answer=True)
                 self._read(spec, name, port)
 
-    def _read(self, spec: ReadSpec, lookup: str | None, port: PlanPort) -> None:
+    def _read(self, spec: ReadSpec, lookup: str | None, port: PlanPort, copy: str = "") -> None:
         self.reads.append((spec, lookup))
         self.codecs.append(port.codec)
+        self.copies.append(copy)
 
     def _table(self, table: PlanTable) -> PlanTable:
         return replace(table, writes=()) if table.name in self.shared else table

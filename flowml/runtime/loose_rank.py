@@ -86,17 +86,13 @@ class LooseRank:
     ) -> LooseRank:
         """Return a replica that stands before step 0."""
         local = loose.local
+        layouts = {**layouts, **{(c, -1): layouts[s, -1] for c, s in loose.copied().items()}}
         tables = rank_tables(local, number, memory, layouts, order.seed)
         rank = Rank(local, number, domain, memory, layouts, order, streams, tables, worker, enter)
         rank.index = _numbers_in_plan(loose)
         start_rules(rank)
         firing = Firing(local)
-        whole = {
-            read.source
-            for read, lookup in zip(loose.reads, loose.lookups, strict=True)
-            if lookup is None
-        }
-        copies = Copies({name: tables[name].versions[0] for name in whole})
+        copies = Copies({name: tables[name].versions[0] for name in loose.copied()})
         members = members_of(loose, number)
         inputs = {
             n: GateInput(loose, n, rank, firing, specs, copies.targets)
@@ -247,7 +243,8 @@ class _Pulls:
     def of(self, number: int) -> Pull:
         read, lookup = self.loose.reads[number], self.loose.lookups[number]
         if lookup is None:
-            return TablePull(number, read, self.copies, self._fires(read.reader))
+            copy = self.loose.copies[number]
+            return TablePull(number, read, self.copies, copy, self._fires(read.reader))
         receiver, fires = self.loose.local.operator(lookup), self._fires(lookup)
         if not read.answer:
             where = f"edge {read.source} -> {read.reader}"

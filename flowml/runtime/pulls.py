@@ -41,7 +41,15 @@ class Pull(Protocol):
 
 @dataclass
 class Copies:
-    """The tables that a replica reads whole: its own buffers, and which version they hold."""
+    """What a replica has of the tables that it reads whole, once for each codec.
+
+    Attributes
+    ----------
+    targets : dict of str to flat buffers
+        Its own, by the name of the copy.
+    known : dict of str to int
+        Which version they hold.
+    """
 
     targets: dict[str, Buffers]
     known: dict[str, int] = field(default_factory=dict)
@@ -54,13 +62,15 @@ class TablePull:
     number: int
     spec: ReadSpec
     copies: Copies
+    copy: str
+    """The one of them that is filled."""
     fires: Callable[[int], bool]
     """Tells whether the reader fires in a step; only asked where the edge has no period."""
 
     @property
     def known(self) -> int:
         """The version that is here; -1: none."""
-        return self.copies.known.get(self.spec.source, -1)
+        return self.copies.known.get(self.copy, -1)
 
     def is_due(self, step: int) -> bool:
         """Tell whether it is made in a step."""
@@ -71,9 +81,8 @@ class TablePull:
 
     def take(self, reads: Reads) -> int:
         """Copy the table if it has changed."""
-        source = self.spec.source
-        moved = reads.table(self.number, self.copies.targets[source], self.known)
-        self.copies.known[source] = reads.version(self.number)
+        moved = reads.table(self.number, self.copies.targets[self.copy], self.known)
+        self.copies.known[self.copy] = reads.version(self.number)
         return moved
 
 

@@ -30,14 +30,6 @@ def two_quorums() -> fl.Graph:
     return fl.Graph(fl.update(w, one, fl.sgd(0.1)), fl.update(v, two, fl.sgd(0.1)))
 
 
-def two_codecs() -> fl.Graph:
-    w = table()
-    read = fl.map(grad, w.compress(FLOAT16), batch(), name="one")
-    other = fl.map(grad, w, batch(), name="other")
-    mean = fl.aggregate("mean", fl.map(lambda a, b: a + b, read, other))
-    return fl.Graph(fl.update(w, mean, fl.sgd(0.1)))
-
-
 def own_table() -> fl.Graph:
     local = table("local", "replica")
     read = fl.map(grad, local.compress(FLOAT16), batch(), name="grad")
@@ -72,7 +64,6 @@ REFUSED = [
     (lambda: inside(lambda g: g.compress(INT8)), "edge grad -> mean", ".compress belongs where"),
     (lambda: ssgd(lambda w: w.compress(INT8)), "edge w -> grad", "only codecs without feedback"),
     (own_table, "edge local -> grad", ".compress belongs where something travels"),
-    (two_codecs, "edge w -> one", "a replica holds one copy of table 'w'"),
     (lambda: rows_of(lambda r: r.compress(INT8)), "edge rows -> update_w",
      "only codecs without feedback: rows come and go"),
     (lambda: rows_of(lambda r: r.when(0.5)), "update 'update_w'", "rows come with the ids"),
