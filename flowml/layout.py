@@ -80,10 +80,15 @@ class Layout:
             Require equal dtypes; otherwise only that NumPy may cast to this layout's dtypes
             without losing the kind or the precision.
         """
-        leaves, structure = optree.tree_flatten(tree)
-        if structure != self.structure:
-            return f"structure {structure} instead of {self.structure}"
+        if type(tree) is np.ndarray and self.structure.is_leaf():  # not worth flattening
+            leaves = [tree]
+        else:
+            leaves, structure = optree.tree_flatten(tree)
+            if structure != self.structure:
+                return f"structure {structure} instead of {self.structure}"
         for leaf, got in zip(self.leaves, leaves, strict=True):
+            if type(got) is np.ndarray and got.shape == leaf.shape and got.dtype == leaf.dtype:
+                continue
             shape, dtype = np.shape(got), np.asarray(got).dtype
             at = f" for leaf {leaf.path!r}" if leaf.path else ""
             if shape != leaf.shape:
@@ -95,7 +100,7 @@ class Layout:
     def flat(self, tree: Pytree) -> tuple[Array, ...]:
         """Return the flat buffers of a tree that fits: views where it is one array, else a copy."""
         if len(self.leaves) == 1:
-            leaf = optree.tree_leaves(tree)[0]
+            leaf = tree if type(tree) is np.ndarray else optree.tree_leaves(tree)[0]
             if isinstance(leaf, np.ndarray) and leaf.flags.c_contiguous:
                 return (leaf.reshape(-1),)
         buffers = self.allocate()

@@ -19,6 +19,7 @@ from explain_calibration import GRAPHS  # noqa: E402
 from straggler_case import CONTENDERS as WAYS  # noqa: E402
 from straggler_report import Reached, pairs, tau, verdict_lines  # noqa: E402
 from sync_report import CONTENDERS, RATIOS, crossing, crossing_text, crossings  # noqa: E402
+from table import QUICK_CASES  # noqa: E402
 
 RUN_SECONDS = 300
 END_SECONDS = 20
@@ -98,6 +99,24 @@ def test_explain_beside_what_a_run_does(tmp_path):
         assert result["ratio"] == sum(result["predicted"]) / 2 / result["measured"][0] > 0
         assert result["bytes_ratios"] == pytest.approx({"written": 1.0, "read": 1.0}, rel=0.01)
         assert result["counted_bytes"]["written"] > 0
+
+
+def test_push_and_pull_of_a_table(tmp_path):
+    report = report_of("table.py", tmp_path)
+    found = [(result["case"], result["replicas"]) for result in report["results"]]
+    assert found == [(case, count) for case in QUICK_CASES for count in (1, 2)]
+    names = {"limit", "flowml", "rpc", "actor", "ray"} - set(report["skipped"])
+    assert set(report["skipped"]) <= {"ray"}
+    for result in report["results"]:
+        assert set(result["contenders"]) == names
+        for times in result["contenders"].values():
+            assert 0 < times["fastest_tenth_us"] <= times["median_us"]
+            assert len(times["samples_us"]) == report["repetitions"] == 1
+        assert result["contenders"]["flowml"]["wall_us"] > 0
+        for ratios in (result["ratios"], result["ratios_of_fastest_tenth"]):
+            others = {f"{name}/flowml" for name in names - {"limit", "flowml"}}
+            assert set(ratios) == {"flowml/limit", *others}
+            assert all(ratio > 0 for ratio in ratios.values())
 
 
 def test_a_straggler_in_real_and_in_virtual_time(tmp_path):

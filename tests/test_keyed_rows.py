@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 import flowml as fl
 from flowml.errors import GraphError
 from flowml.initial_rows import InitialRows, normal, uniform
-from flowml.keyed_rows import KeyedRows, coalesce, last_of_each
+from flowml.keyed_rows import KeyedRows, coalesce, each_once, last_of_each
 
 IDS = st.lists(st.integers(0, 12), max_size=40).map(lambda found: np.array(found, np.int64))
 
@@ -40,6 +40,11 @@ def test_the_last_row_of_a_key_is_what_an_assignment_leaves(ids: np.ndarray) -> 
     keys, found = last_of_each(ids, rows)
     assert np.array_equal(found, expected[keys])
     assert keys.tolist() == sorted(set(ids.tolist()))
+
+
+@given(IDS)
+def test_keys_are_each_there_once_or_not(ids: np.ndarray) -> None:
+    assert each_once(ids) == (len(set(ids.tolist())) == len(ids))
 
 
 def test_ids_may_have_any_shape() -> None:

@@ -111,6 +111,8 @@ class RowWriter:
             operator.action.rule.step if isinstance(operator.action, actions.Update) else None
         )
         self._prefix = f"{operator.name}/"
+        self._new: Array | None = None
+        """What rows come to: kept, since fresh memory costs more than the sum that goes into it."""
 
     def write(self, given: Sequence[Update]) -> None:
         """Apply updates of rows, one after another."""
@@ -135,7 +137,9 @@ class RowWriter:
 
     def _changed(self, old: Array, rows: Array, states: dict[str, Array], at: At) -> Array:
         assert self._change is not None
-        new = np.empty_like(old)
+        if self._new is None or len(self._new) < len(old):
+            self._new = np.empty_like(old)
+        new: Array = self._new[: len(old)]
         mine = {
             name.removeprefix(self._prefix): state.reshape(-1)
             for name, state in states.items()

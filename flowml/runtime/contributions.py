@@ -20,7 +20,7 @@ class Contribution(NamedTuple):
     buffers : tuple of ndarray
         Flat; rows, shape (n, items), where there are keys.
     keys : ndarray of int64 or None
-        Of rows; ascending, each once.
+        Of rows; each once.
     read : tuple of ndarray
         The table as the writer had read it, where a rule wants to know.
     staleness : int

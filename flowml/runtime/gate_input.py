@@ -9,7 +9,7 @@ import numpy as np
 
 from flowml.actions import Aggregate, Update
 from flowml.codecs.contract import Payload, nbytes
-from flowml.keyed_rows import coalesce, last_of_each
+from flowml.keyed_rows import coalesce, each_once, last_of_each
 from flowml.layout import Layout
 from flowml.plan import Firing, PlanPort
 from flowml.runtime.calls import Spot, number_of, returned
@@ -75,6 +75,7 @@ class GateInput:
         self._ids = ids_of_gate(gate.operator)
         self._spec = specs[gate.spec.tables[0]] if self._ids is not None else None
         self._layout = None if self._spec else layout_of_port(loose.plan, rank.layouts, port)
+        self._nbytes = self._layout.nbytes if self._layout is not None else 0
         member = rank.plan.instance_of(loose.teams[gate.spec.team].kind, rank.number)
         edge = f"{port.source} -> {gate.operator.name}"
         self._codec = (
@@ -137,7 +138,7 @@ class GateInput:
         """Return the flat buffers of a value, decoded if the edge has a codec."""
         layout = self._layout
         assert layout is not None
-        self.moved = layout.nbytes
+        self.moved = self._nbytes
         made = self._rank.backing.get(id(value.content))
         if made is not None and self._codec is None:
             return made
@@ -175,9 +176,10 @@ class GateInput:
                 f"shape {rows.shape}, {rows.dtype}",
                 "Cast or reshape them before.",
             )
-        flat = rows.reshape(*keys.shape, spec.items)
-        adds = isinstance(self.gate.operator.action, Update | Aggregate)
-        keys, flat = coalesce(keys, flat) if adds else last_of_each(keys, flat)
+        keys, flat = keys.reshape(-1), rows.reshape(-1, spec.items)
+        if not each_once(keys):
+            adds = isinstance(self.gate.operator.action, Update | Aggregate)
+            keys, flat = coalesce(keys, flat) if adds else last_of_each(keys, flat)
         self.moved = keys.nbytes + flat.nbytes
         codec = self.gate.operator.inputs[0].codec
         if codec is not None:  # without feedback: rows come and go, so there is no residual

@@ -121,6 +121,8 @@ class RowStore:
     def open(self, keys: Array) -> tuple[Array, Array, dict[str, Array]]:
         """Return slots, rows and states of keys for a write, and note what they are.
 
+        The rows are the note itself: they are only read. The states are copies.
+
         Parameters
         ----------
         keys : ndarray of int64, shape (n,)
@@ -137,11 +139,11 @@ class RowStore:
         if absent.any():
             slots[absent] = self._insert(keys[absent])
         self._reserve(words[COUNT], len(slots))
-        rows: Array = arrays.rows.take(slots, 0)
-        states = {name: state.take(slots, 0) for name, state in arrays.states.items()}
         n = len(slots)
+        # "clip" lets NumPy write into the note at once; all slots are there.
+        rows: Array = arrays.rows.take(slots, 0, arrays.noted_rows[:n], "clip")
+        states = {name: state.take(slots, 0) for name, state in arrays.states.items()}
         arrays.noted_slots[:n] = slots
-        arrays.noted_rows[:n] = rows
         for name, state in states.items():
             arrays.noted_states[name][:n] = state
         words[NOTED] = n

@@ -22,6 +22,9 @@ from flowml.runtime.row_store import RowStore
 from flowml.runtime.tablestate import initial
 from flowml.types import Array
 
+NO_KEY = 1 << 63
+"""Keys are below it: they are int64, from 0."""
+
 
 @dataclass(frozen=True)
 class RowSpec:
@@ -74,18 +77,18 @@ class RowSpec:
                 f"dtype {found.dtype}",
                 "Cast them in the operator that makes them.",
             )
-        if found.size:
+        keys = np.ascontiguousarray(found, np.int64).reshape(found.shape)
+        # Without a sign, what is below zero is above all limits: one pass finds both.
+        if keys.size and int(keys.view(np.uint64).max()) >= (self.limit or NO_KEY):
             least, most = int(found.min()), int(found.max())
-            if least < 0 or (self.limit is not None and most >= self.limit):
-                end = "any key >= 0" if self.limit is None else f"keys from 0 to {self.limit - 1}"
-                wrong = least if least < 0 else most
-                raise DataError(
-                    where,
-                    f"table {self.table!r} has {end}",
-                    f"key {wrong}",
-                    "Map the ids in an operator, or declare more rows.",
-                )
-        return found.astype(np.int64, copy=False)
+            end = "any key >= 0" if self.limit is None else f"keys from 0 to {self.limit - 1}"
+            raise DataError(
+                where,
+                f"table {self.table!r} has {end}",
+                f"key {least if least < 0 else most}",
+                "Map the ids in an operator, or declare more rows.",
+            )
+        return keys
 
 
 def is_row_table(plan: Plan, table: PlanTable) -> bool:

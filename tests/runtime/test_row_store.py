@@ -234,3 +234,23 @@ def test_memory_is_asked_for_as_rows_come() -> None:
         writer.write([((np.ones((60, 3)),), np.arange(start, start + 60), At(2, 2))])
     assert 0 < len(asked) < 60
     assert store.count == 60_000
+
+
+@pytest.mark.parametrize(
+    ("rows", "ids", "said"),
+    [
+        (30, [3, 30, 1], "key 30"),
+        (30, [3, -1, 40], "key -1"),
+        (None, [-7, 5], "key -7"),
+        (None, np.array([2**63], np.uint64), f"key {2**63}"),
+    ],
+)
+def test_ids_that_are_no_keys_are_refused(rows: int | None, ids: Any, said: str) -> None:
+    table = fl.sparse_table("s", 3, rows=rows)
+    named = fl.map(lambda x: x[:, 0].astype(int), fl.load(np.zeros((4, 2)), batch_size=2))
+    graph = fl.Graph(fl.update(table.at(named), fl.map(lambda r: r, table.at(named)), fl.add()))
+    spec = row_spec(compile_graph(graph.logical, 1).table("s"), None)
+    with pytest.raises(DataError, match=said):
+        spec.check_ids(ids, "here")
+    good = np.array([[0, 29], [5, 7]], np.int32)
+    assert spec.check_ids(good, "here").tolist() == good.tolist()
