@@ -5,8 +5,9 @@
 
 Each repetition runs the graph on two workers between two measurements there (graph.measure), so
 that a busy spell of the machine falls on both. What was measured is what the simulator is told: the
-work of a step, and the two messages of one, which on one host are a copy and an update under a
-lock. Ratios are simulated over real seconds a step; medians over the repetitions.
+work of a step, how much it varies, and the two messages of one, which on one host are a copy and an
+update under a lock. That replicas wait for that lock, the simulator does not know. Ratios are
+simulated over real seconds a step; medians over the repetitions.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
+import numpy as np
 from distributed import Client
 from explain_calibration import ROOT, graph_of, mean_step, steps_in
 from sync_case import REPLICAS, Case, chosen_examples
@@ -59,12 +61,18 @@ class Found:
 
 def simulated_step(graph: fl.Graph, client: Client, found: Found) -> None:
     """Measure the parts of a step, and note them and what a step of them takes in virtual time."""
-    parts = graph.measure(REPLICAS, client).seconds
-    compute, messages = parts["compute"], parts["read"] + parts["deliver"]
+    measured = graph.measure(REPLICAS, client)
+    figures = measured.figures
+    each = [timed.means() for timed in measured.together]
+    parts = {part: mean(one[part] for one in each) for part in each[0]}
+    compute = parts["compute"] + figures.loop_seconds
+    messages = parts["read"] + parts["deliver"] + 2 * figures.lock_seconds
+    logs = [np.log(t.rows[:, t.parts.index("compute")]).std() for t in measured.together]
+    spread = float(mean(logs))
     run = graph.simulate(
         replicas=REPLICAS,
         steps=SIMULATED_STEPS,
-        compute=fl.simulate.Compute(compute),
+        compute=fl.simulate.Compute(compute / math.exp(spread**2 / 2), spread),
         network=fl.simulate.Network(latency=messages / 2, bandwidth=math.inf),
     )
     found.compute.append(compute)

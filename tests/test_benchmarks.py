@@ -125,10 +125,10 @@ def test_a_simulated_step_beside_a_real_one(tmp_path):
     for result in report["results"]:
         assert len(result["simulated"]) == len(result["real"]) + 1 == 2
         assert result["ratio"] == sum(result["simulated"]) / 2 / result["real"][0] > 0
-        for work, messages, step in zip(
-            result["compute"], result["messages"], result["simulated"], strict=True
-        ):
-            assert step >= (work + messages) * 0.99
+        assert all(
+            step > messages > 0
+            for messages, step in zip(result["messages"], result["simulated"], strict=True)
+        )
 
 
 def test_a_straggler_in_real_and_in_virtual_time(tmp_path):
