@@ -119,6 +119,18 @@ def test_push_and_pull_of_a_table(tmp_path):
             assert all(ratio > 0 for ratio in ratios.values())
 
 
+def test_a_simulated_step_beside_a_real_one(tmp_path):
+    report = report_of("simulated_step.py", tmp_path)
+    assert [result["graph"] for result in report["results"]] == ["ssp", "asgd"]
+    for result in report["results"]:
+        assert len(result["simulated"]) == len(result["real"]) + 1 == 2
+        assert result["ratio"] == sum(result["simulated"]) / 2 / result["real"][0] > 0
+        assert all(
+            step > messages > 0
+            for messages, step in zip(result["messages"], result["simulated"], strict=True)
+        )
+
+
 def test_a_straggler_in_real_and_in_virtual_time(tmp_path):
     report = report_of("straggler.py", tmp_path)
     assert report["work_seconds"] > 0

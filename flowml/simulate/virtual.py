@@ -163,6 +163,8 @@ class Virtual:
 
     def _let_meet(self, cursor: Cursor) -> None:
         """Let those go on who waited for this one of their group."""
+        if not self.meeting:  # of a thousand replicas none usually waits for its group
+            return
         for peer in cursor.peers:
             if peer.number in self.meeting and peer.blocked() is None:
                 self.meeting.discard(peer.number)
