@@ -14,7 +14,7 @@ from flowml.protocol.promise_specs import Missing
 from flowml.runtime.cursor import EVENTS, Act, Cursor
 from flowml.runtime.interleaved import Interleaved
 from flowml.runtime.loose_rank import DELIVER, LEAVE, READ, SKIP
-from tests.conformance.mixed_graphs import answered, hybrid, kept_periods, quorum
+from tests.conformance.mixed_graphs import MIXED, answered, kept_periods, quorum
 from tests.runtime.standing import standing
 
 BEGIN, READS, COMPUTE, GIVE, DELIVERS = Act.BEGIN, Act.READ, Act.COMPUTE, Act.GIVE, Act.DELIVER
@@ -103,7 +103,7 @@ def test_who_has_filled_its_queue_begins_no_step() -> None:
 
 
 def test_a_group_meets_before_any_of_it_goes_on() -> None:
-    with standing(hybrid(), 4, [[0, 1], [2, 3]]) as state:
+    with standing(MIXED["hybrid"](), 4, [[0, 1], [2, 3]]) as state:
         first, second, *others = state.cursors
         for cursor in (first, *others):
             cursor.go()
