@@ -5,9 +5,9 @@
 
 Each repetition runs the graph on two workers between two measurements there (graph.measure), so
 that a busy spell of the machine falls on both. What was measured is what the simulator is told: the
-work of a step, how much it varies, and the two messages of one, which on one host are a copy and an
-update under a lock. That replicas wait for that lock, the simulator does not know. Ratios are
-simulated over real seconds a step; medians over the repetitions.
+work of a step, how much it varies, the two messages of one, which on one host are a copy and an
+update under a lock, and how long waking up takes. That replicas wait for that lock, the simulator
+does not know. Ratios are simulated over real seconds a step; medians over the repetitions.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def simulated_step(graph: fl.Graph, client: Client, found: Found) -> None:
         replicas=REPLICAS,
         steps=SIMULATED_STEPS,
         compute=fl.simulate.Compute(compute / math.exp(spread**2 / 2), spread),
-        network=fl.simulate.Network(latency=messages / 2, bandwidth=math.inf),
+        network=fl.simulate.Network(messages / 2, math.inf, wake=figures.wake_seconds),
     )
     found.compute.append(compute)
     found.messages.append(messages)

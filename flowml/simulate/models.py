@@ -70,6 +70,8 @@ class Network:
         Bytes a second, > 0; each replica has as much for itself.
     spread : float
         Standard deviation of the logarithm of each message's time, >= 0.
+    wake : float
+        Seconds from when a replica that had to wait may go on until it does, >= 0.
 
     Examples
     --------
@@ -80,12 +82,14 @@ class Network:
     latency: float = 1e-4
     bandwidth: float = 1e9
     spread: float = 0.0
+    wake: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
         _check("Network", "latency", self.latency, self.latency >= 0, ">= 0")
         _check("Network", "bandwidth", self.bandwidth, self.bandwidth > 0, "> 0")
         _check("Network", "spread", self.spread, self.spread >= 0, ">= 0")
+        _check("Network", "wake", self.wake, self.wake >= 0, ">= 0")
 
     def draw(self, rng: np.random.Generator, nbytes: int) -> float:
         """Return the time of one message. Unit: seconds."""

@@ -168,7 +168,7 @@ class Virtual:
         for peer in cursor.peers:
             if peer.number in self.meeting and peer.blocked() is None:
                 self.meeting.discard(peer.number)
-                self.at(self.now, GO, peer.number)
+                self.at(self.now + self.network.wake, GO, peer.number)
 
     def _lose(self, rank: int) -> bool:
         self.state.leave(self.state.cursors[rank])
@@ -182,7 +182,7 @@ class Virtual:
         reached = self.state.center.rule.most_complete()
         for clock in [c for c in self.waiting if c <= reached]:
             for rank in self.waiting.pop(clock):
-                self.at(self.now, GO, rank)
+                self.at(self.now + self.network.wake, GO, rank)
 
     def history(self) -> dict[str, Array]:
         """Return what each replica did in each step, in virtual seconds."""

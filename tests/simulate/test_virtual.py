@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,16 @@ def test_a_synchronous_step_takes_the_slowest_replica_and_two_messages() -> None
     assert waits == pytest.approx(np.full(9, 0.02))
 
 
+def test_one_who_had_to_wait_goes_on_when_it_has_woken_up() -> None:
+    run = training("sync").simulate(
+        replicas=2,
+        steps=2,
+        compute=Compute(0.01, slow={1: 3.0}),
+        network=Network(0.0, math.inf, wake=0.1),
+    )
+    assert run.seconds == pytest.approx(0.03 + 0.1 + 0.01)
+
+
 def test_under_async_nobody_waits_and_the_fast_ones_are_done_first() -> None:
     run = training("async", push=True).simulate(
         replicas=3, steps=10, compute=Compute(0.01, slow={1: 3.0}), network=Network(0.0)
@@ -142,6 +153,7 @@ def test_the_executor_by_name_is_the_simulator_with_its_defaults() -> None:
         (lambda: Compute(slow_share=2), r"Compute\(slow_share=\): must be from 0 to 1"),
         (lambda: Compute(slow={0: -1.0}), r"Compute\(slow\[0\]=\): must be > 0"),
         (lambda: Network(bandwidth=0), r"Network\(bandwidth=\): must be > 0"),
+        (lambda: Network(wake=-1.0), r"Network\(wake=\): must be >= 0"),
         (lambda: Faults({3: -1.0}), r"Faults\(leaves\[3\]=\): must be >= 0"),
     ],
 )
