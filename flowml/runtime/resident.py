@@ -359,9 +359,12 @@ class Resident:
             if not stopping and (late or self.should_stop()):
                 stopping = True
                 self.oversight.stop()
-            if over(futures) or (more and not stopping and self._wants_window(pending)):
+            if over(futures):
                 return stopping
+            # Before the next window: one that is lost may be needed by nobody who goes on.
             self.oversight.look(futures, self._steps_name())
+            if more and not stopping and self._wants_window(pending):
+                return stopping
 
     def _steps_name(self) -> str:
         """Return what a window runs, for the message where nobody can say more."""
