@@ -13,6 +13,7 @@ from itertools import groupby
 import numpy as np
 
 from flowml.codecs.contract import Codec, Payload
+from flowml.keyed_rows import each_once
 from flowml.protocol.failures import ProtocolError
 from flowml.protocol.table_wire import ANSWER, DELIVER, LEAVE, READ, SKIP, STOP, Act, Item
 from flowml.runtime.contributions import NOTHING, Contribution
@@ -115,8 +116,8 @@ class TableItems:
         if not arrays or arrays[0].ndim != 1 or arrays[0].dtype != np.int64:
             raise unfit("the keys of rows", arrays)
         keys, content = known_keys(spec, arrays[0]), arrays[1:]
-        if (np.diff(keys) <= 0).any():
-            raise unfit("keys of rows, each once and in order", arrays)
+        if not each_once(keys):
+            raise unfit("keys of rows, each once", arrays)
         shape = len(keys), spec.items
         if codec is not None:
             return keys, decoded_as(codec, content, shape, spec.dtype)

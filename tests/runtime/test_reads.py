@@ -18,7 +18,7 @@ from tests.conformance.mixed_graphs import MIXED, rows
 from tests.runtime.standing import items_of, standing
 
 LIMIT = 1 << 20
-WHOLE = ("large_enough", "half_reads", "two_promises", "kept_periods", "quorum_drop")
+WHOLE = ("large_enough", "half_reads", "two_promises", "kept_periods", "quorum_carry")
 BY_ROWS: dict[str, Callable[[], fl.Graph]] = {
     "direct": partial(rows, "direct", lambda u: u.async_()),
     "hash": partial(rows, "hash", lambda u: u.async_()),

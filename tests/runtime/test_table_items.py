@@ -111,8 +111,7 @@ def test_a_contribution_arrives_as_it_was_brought(name: str) -> None:
             assert len(got.read) == len(wanted.read) == (name == "comparing")
             np.testing.assert_equal(got.read, wanted.read)
             travelled = sum(a.nbytes for i in sent if i.number == gate for a in i.arrays)
-            read = sum(a.nbytes for a in wanted.read)
-            assert travelled - read == state.cursors[0].rank.inputs[gate].moved
+            assert travelled == state.cursors[0].rank.inputs[gate].moved
             assert bool(payloads) == (
                 name in {"half_reads", "local_steps", "local_steps_low_rank", "rows_hash_half"}
             )
@@ -209,8 +208,8 @@ REFUSED: list[tuple[str, Act, str]] = [
     ("half_reads", Act(DELIVER, 0, 0, items=(Item(0, CONTENT),)), "must hold one contribution"),
     (
         "rows_direct_async",
-        Act(DELIVER, 0, 0, items=(Item(0, CONTENT, arrays=(KEYS[::-1].copy(), np.zeros((2, 2)))),)),
-        "each once and in order",
+        Act(DELIVER, 0, 0, items=(Item(0, CONTENT, arrays=(KEYS[[0, 0]], np.zeros((2, 2)))),)),
+        "each once",
     ),
     (
         "rows_direct_async",
@@ -285,7 +284,7 @@ def test_random_requests_are_taken_or_refused_and_nothing_else(name: str) -> Non
 
 def test_who_serves_refuses_a_seat_that_nobody_has() -> None:
     with standing(comparing()) as state:
-        served = CenterTables(state.center, items_of(state), HostLock(None))
+        served = CenterTables(state.center, items_of(state), HostLock(None), 10)
         served.check(Frame(REQUEST, b"r" * 16, 1, 0, 1, (Act(LEAVE, place=0),)))
         with pytest.raises(ProtocolError, match="leaves one of 1 seats"):
             served.check(Frame(REQUEST, b"r" * 16, 1, 0, 1, (Act(LEAVE, place=1),)))
