@@ -26,6 +26,7 @@ VOCABULARY = {
         "join",
         "superstep",
         "snapshot",
+        "calibrate",  # graph.measure, on the same scheduler before
     )
 }
 
