@@ -239,7 +239,11 @@ def test_what_a_replica_asks_is_taken() -> None:
         asked = Act(READ, 0, turn, items=(Item(0, arrays=(KEYS,)),))
         made = Act(DELIVER, 0, 0, items=(Item(0, CONTENT, arrays=(KEYS, np.zeros((2, 2)))),))
         nothing = Act(SKIP, 0, 0, items=(Item(0, NOTHING_SENT),))
-        items_of(state).check([asked, made, nothing, Act(LEAVE), Act(STOP, place=1)], MEMBERS)
+        items = items_of(state)
+        items.check([asked, made, nothing, Act(LEAVE), Act(STOP, place=1)], MEMBERS)
+        (brought,) = items.contributions(made).values()
+        assert brought.keys is not None
+        np.testing.assert_array_equal(brought.keys, KEYS)
 
 
 ARRAYS = st.builds(
