@@ -284,3 +284,17 @@ def test_a_graph_that_is_not_refused_has_its_bytes_where_its_edges_are_sync(
         for name, instances in truth.tables.items():
             for a, b in zip(instances, found.tables[name], strict=True):
                 assert a.tobytes() == b.tobytes()
+
+
+def test_behind_a_write_a_table_is_read_as_it_was_before_the_step() -> None:
+    """A global operator that reads both sees what the write made, and what was there before it."""
+    w, moved = table(), table("moved")
+    fresh = fl.update(w, fl.aggregate("mean", gradient(w)), fl.sgd(0.1))
+    by = fl.map(lambda new, old: new - old, fresh, w, name="by")
+    logical = fl.Graph(fresh, fl.update(moved, by, fl.add())).logical
+    plan, order = compile_graph(logical, 3), Order(steps=5, epochs=None)
+    found = run_interleaved(plan, order, probe_here(plan, order)).tables
+    assert found["w"][0].any()
+    np.testing.assert_allclose(found["moved"][0], found["w"][0], rtol=1e-12)
+    truth = run_serial(plan, order).tables
+    assert all(found[name][0].tobytes() == truth[name][0].tobytes() for name in truth)
