@@ -156,10 +156,10 @@ def _reads(port: Port, operator: Operator) -> bool:
 def _table_errors(graph: LogicalGraph, table: Table) -> Iterator[FlowmlError]:
     where = f"table {table.name!r} ({table.site})"
     by_rows = row_written(graph, table.name)
+    if not by_rows and not table.sparse:  # most tables: they need no look at all operators
+        return
     writers = graph.writers(table.name)
-    if (by_rows or table.sparse) and any(
-        not _writes_rows(w) and not _sums_rows(graph, w) for w in writers
-    ):
+    if any(not _writes_rows(w) and not _sums_rows(graph, w) for w in writers):
         yield GraphError(
             where,
             "a table is written by rows, or whole",
