@@ -19,8 +19,8 @@ import dask
 from threadpoolctl import threadpool_info
 
 from flowml import configuration
-from flowml.compiler.gauge import usable_cores
 from flowml.errors import PlanError
+from flowml.runtime.cores import usable_cores
 
 TRIM = "MALLOC_TRIM_THRESHOLD_"
 PACKAGES = ("flowml", "dask", "distributed", "numpy", "scipy", "scikit-learn", "optree")

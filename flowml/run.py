@@ -17,7 +17,7 @@ from flowml.compiled import CompiledPlan
 from flowml.compiler.check import check
 from flowml.compiler.explain import explain
 from flowml.compiler.explained import Explanation
-from flowml.compiler.gauge import measure, usable_cores
+from flowml.compiler.gauge import measure
 from flowml.compiler.measured import Measured
 from flowml.compiler.place import Groups
 from flowml.compiler.promises import resolve
@@ -33,6 +33,7 @@ from flowml.handles import Handle
 from flowml.options import executor_of, order_of, positive, refuse_other, seed_of
 from flowml.progress import ProgressLine
 from flowml.runtime.attach import Worker, attached, leave_pool
+from flowml.runtime.cores import usable_cores
 from flowml.runtime.equivalence import largest_difference
 from flowml.runtime.failed_call import FailedCall
 from flowml.simulate.models import Compute, Faults, Network

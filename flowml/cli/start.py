@@ -21,9 +21,9 @@ from flowml.cli.arguments import (
 from flowml.cli.building import Built, build
 from flowml.cli.endings import reported
 from flowml.cli.results import model_words, outcome, shown
-from flowml.compiler.gauge import usable_cores
 from flowml.execution import Run
 from flowml.options import EXECUTORS
+from flowml.runtime.cores import usable_cores
 
 
 @click.command(name="run")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 from flowml.actions import Load
@@ -14,6 +13,7 @@ from flowml.data.stream import BatchStream
 from flowml.graph import LogicalGraph
 from flowml.plan import Firing, Plan, PlanOperator
 from flowml.runtime.blas import blas_threads
+from flowml.runtime.cores import usable_cores
 from flowml.runtime.domain import Layouts
 from flowml.runtime.feeding import loads, local_feed, open_stream
 from flowml.runtime.figures import Figures
@@ -26,13 +26,6 @@ from flowml.runtime.stopwatch import Timings, time_parts
 PROBE_SECONDS = 0.4
 LARGEST_FACTOR = 8
 """Batches that are measured as one; a larger total is extrapolated from so many."""
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def measure(graph: LogicalGraph, replicas: int, *, threads: int = 1, seed: int = 0) -> Measured:

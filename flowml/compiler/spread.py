@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from flowml.runtime.host_link import SPIN_SECONDS
+from flowml.runtime.host_link import spin_seconds
 from flowml.runtime.patience import LONGEST_SLEEP, SHORTEST_SLEEP
 from flowml.runtime.patience import SPIN_SECONDS as LOOK_SECONDS
 from flowml.runtime.stopwatch import Timings
@@ -78,7 +78,7 @@ def spread(
     drawn = np.stack([_like(taken[k % len(taken)], k < len(taken), rng) for k in range(replicas)])
     longest, mean = drawn.max(axis=0), drawn.mean()
     stretch = 1.0 if np.isinf(steps) else max(1.0, steps)
-    slept = (longest - drawn.min(axis=0)) * stretch > SPIN_SECONDS
+    slept = (longest - drawn.min(axis=0)) * stretch > spin_seconds(replicas)
     slowest = float(longest.mean() / mean) if mean > 0 else 1.0
     return Spread(max(1.0, slowest), float(slept.mean()), _meeting(timings, count, steps))
 

@@ -148,9 +148,9 @@ def digest(label: str, seconds: float) -> None:
     context_meter.digest_metric(label, seconds, "seconds")
 
 
-INTERRUPTIONS = ("profile", "tick", "memory_monitor")
+INTERRUPTIONS = ("profile", "tick", "memory_monitor", "monitor")
 """What a worker's event loop does most often: samples its threads, notes that it is awake, looks
-at its memory."""
+at its memory, and at what the machine says of processor, network and disk."""
 
 
 def interruptions(worker: Any) -> dict[str, Any]:

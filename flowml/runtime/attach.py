@@ -32,6 +32,8 @@ EMBEDDED = {
     # Each process of Dask notes every 20 ms that its event loop is awake. All of them, scheduler
     # and nannies included, share the cores with the step loops here.
     "distributed.admin.tick.interval": "500ms",
+    # As often each of them asks the system for processor, network and disk: a millisecond each.
+    "distributed.admin.system-monitor.interval": "2s",
 }
 """Configuration of a cluster that flowml starts."""
 DASHBOARD_PORT = 8787

@@ -7,9 +7,10 @@ Notes
 -----
 Dask's nanny sets ``MALLOC_TRIM_THRESHOLD_=65536``, so glibc gives memory back after every step and
 takes page faults to get it again: an MLP step is 1.2 to 2 times slower. Dask's event loop samples
-the threads every 10 ms, notes every 20 ms that it is awake, and looks at its memory every 100 ms.
-For each it takes the interpreter from the step loop, in the middle of a barrier for preference, and
-then all replicas wait: 5 % of the steps took a quarter of the time. So all three come seldom here.
+the threads every 10 ms, notes every 20 ms that it is awake, looks at its memory every 100 ms and at
+the whole machine every 500 ms. For each it takes the interpreter from the step loop, in the middle
+of a barrier for preference, and then all replicas wait: 5 % of the steps took a quarter of the
+time. So all of these come seldom here.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ M_MMAP_THRESHOLD = -3
 WANTED_BYTES = 1 << 30
 LARGEST_MMAP_BYTES = 1 << 25
 """The most that glibc takes for M_MMAP_THRESHOLD on 64-bit systems."""
-SELDOM_MS = {"profile": 1000.0, "tick": 1000.0, "memory_monitor": 500.0}
+SELDOM_MS = {"profile": 1000.0, "tick": 1000.0, "memory_monitor": 500.0, "monitor": 2000.0}
 """Milliseconds between two calls of what the event loop does often, while a step loop runs."""
 
 

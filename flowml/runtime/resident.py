@@ -31,7 +31,7 @@ from flowml.runtime.gathering import Gathered
 from flowml.runtime.loose_hosts import check_hosts
 from flowml.runtime.loose_plan import is_loose
 from flowml.runtime.outcome import Order, Outcome, evaluation_due, tell_done
-from flowml.runtime.oversight import Interrupted, Oversight, await_any, over
+from flowml.runtime.oversight import LOOK_SECONDS, Interrupted, Oversight, await_any, over
 from flowml.runtime.own_copies import with_own_copies
 from flowml.runtime.placing import Placement, evaluation_data, place_data
 from flowml.runtime.probe import probe
@@ -353,7 +353,7 @@ class Resident:
         """
         futures = pending[0][3]
         while True:
-            await_any([*futures, *decisive(pending, self.windows_ahead)])
+            await_any([*futures, *decisive(pending, self.windows_ahead)], LOOK_SECONDS)
             limit = self.order.max_seconds
             late = limit is not None and time.monotonic() - began >= limit
             if not stopping and (late or self.should_stop()):
@@ -362,8 +362,10 @@ class Resident:
             if over(futures):
                 return stopping
             # Before the next window: one that is lost may be needed by nobody who goes on.
-            self.oversight.look(futures, self._steps_name())
-            if more and not stopping and self._wants_window(pending):
+            wanted = more and not stopping and self._wants_window(pending)
+            if wanted or self.oversight.is_time_to_look:
+                self.oversight.look(futures, self._steps_name())
+            if wanted:
                 return stopping
 
     def _steps_name(self) -> str:
