@@ -23,10 +23,10 @@ from flowml.runtime.notes import tell_notes
 from flowml.runtime.outcome import Order, Outcome
 from flowml.runtime.serial import run_serial
 from flowml.runtime.shipping import check_ships
-from flowml.simulate.models import Compute, Faults, Network
+from flowml.simulate.models import Compute, Faults, Network, Timed
 from flowml.simulate.virtual import run_virtual
 
-MadeUp = tuple[Compute, Network, Faults]
+MadeUp = tuple[Compute | Timed, Network, Faults]
 MADE_UP: MadeUp = (Compute(), Network(), Faults())
 """The cluster of a simulation where nobody describes another one."""
 
@@ -121,7 +121,9 @@ def _check_length(asked: Asked) -> None:
         )
 
 
-def _simulation(asked: Asked, compute: Compute, network: Network, faults: Faults) -> Execute:
+def _simulation(
+    asked: Asked, compute: Compute | Timed, network: Network, faults: Faults
+) -> Execute:
     plan = _local_plan(asked)
     raise_all(asked.graph.label, shape_refusals(asked.graph))
     layouts = probe_here(plan, asked.order)

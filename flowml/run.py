@@ -36,7 +36,7 @@ from flowml.runtime.attach import Worker, attached, leave_pool
 from flowml.runtime.cores import usable_cores
 from flowml.runtime.equivalence import largest_difference
 from flowml.runtime.failed_call import FailedCall
-from flowml.simulate.models import Compute, Faults, Network
+from flowml.simulate.models import Compute, Faults, Network, Timed
 
 
 class Graph:
@@ -198,7 +198,7 @@ class Graph:
         *,
         replicas: int,
         groups: Groups = None,
-        compute: Compute | None = None,
+        compute: Compute | Timed | None = None,
         network: Network | None = None,
         faults: Faults | None = None,
         steps: int | None = None,
@@ -217,7 +217,7 @@ class Graph:
         ----------
         replicas : int
         groups : int, or list of lists of ranks, optional
-        compute, network, faults : Compute, Network, Faults, optional
+        compute, network, faults : Compute or Timed, Network, Faults, optional
             How long a step and a message take, and who is lost (``fl.simulate``).
         steps, epochs, seed, snapshots, record
             As in :meth:`start`.

@@ -32,8 +32,10 @@ EMBEDDED = {
     # Each process of Dask notes every 20 ms that its event loop is awake. All of them, scheduler
     # and nannies included, share the cores with the step loops here.
     "distributed.admin.tick.interval": "500ms",
-    # As often each of them asks the system for processor, network and disk: a millisecond each.
+    # They ask for processor, network and disk every 500 ms, a millisecond each time; workers and
+    # nannies for memory every 100 ms.
     "distributed.admin.system-monitor.interval": "2s",
+    "distributed.worker.memory.monitor-interval": "500ms",
 }
 """Configuration of a cluster that flowml starts."""
 DASHBOARD_PORT = 8787

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from flowml.errors import PlanError
+from flowml.types import Array
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,57 @@ class Compute:
         if self.slow_share and rng.random() < self.slow_share:
             found *= self.slow_factor
         return found
+
+
+@dataclass(frozen=True, eq=False)
+class Timed:
+    """Steps like some that were timed: each takes as long as one of those, drawn at random.
+
+    Attributes
+    ----------
+    seconds : sequence of ndarray, shape (steps,)
+        Of steps of each replica that was timed, > 0; a further replica is like one of these.
+
+    Notes
+    -----
+    A few steps that take twenty times as long hold back those who may be three steps ahead, and
+    many that take twice as long do not, whatever the mean: so the times are kept as they are. That
+    slow steps come in groups is lost.
+
+    Examples
+    --------
+    >>> Timed([np.array([0.01]), np.array([0.02])]).draw(np.random.default_rng(0), 1)
+    0.02
+    """
+
+    seconds: Sequence[Array]
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        if not self.seconds:
+            raise PlanError("Timed: seconds", "must have the steps of a replica", "none")
+        for replica, timed in enumerate(self.seconds):
+            least = float(np.min(timed)) if len(timed) else math.nan
+            _check("Timed", f"seconds[{replica}]", least, least > 0, "> 0, of one step or more")
+
+    @classmethod
+    def of(cls, history: Mapping[str, Array]) -> Timed:
+        """Return the steps of a run without what they waited for others.
+
+        Parameters
+        ----------
+        history : History
+            Of a run: ``run.history``. What its steps took for reads and writes is in them: give the
+            network no latency, and no limit of bandwidth, beside.
+        """
+        replicas, seconds = np.asarray(history["replica"]), np.asarray(history["seconds"])
+        alone = np.maximum(seconds - np.asarray(history["wait_seconds"]), 1e-9)
+        return cls([alone[replicas == replica] for replica in np.unique(replicas)])
+
+    def draw(self, rng: np.random.Generator, replica: int) -> float:
+        """Return the time of one step. Unit: seconds."""
+        timed = self.seconds[replica % len(self.seconds)]
+        return float(timed[rng.integers(len(timed))])
 
 
 @dataclass(frozen=True)

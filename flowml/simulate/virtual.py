@@ -34,7 +34,7 @@ from flowml.runtime.outcome import (
     history_block,
 )
 from flowml.runtime.serial import evaluated_table
-from flowml.simulate.models import Compute, Faults, Network
+from flowml.simulate.models import Compute, Faults, Network, Timed
 from flowml.types import Array
 
 GO, LOST = 0, 1
@@ -45,7 +45,7 @@ class Virtual:
     """A run in virtual time."""
 
     state: Interleaved
-    compute: Compute
+    compute: Compute | Timed
     network: Network
     rng: np.random.Generator
     last: int
@@ -197,7 +197,7 @@ def run_virtual(
     plan: Plan,
     order: Order,
     layouts: Layouts,
-    compute: Compute,
+    compute: Compute | Timed,
     network: Network,
     faults: Faults,
     should_stop: Callable[[], bool] = lambda: False,
@@ -213,7 +213,7 @@ def run_virtual(
 
 def _outcome(
     state: Interleaved,
-    compute: Compute,
+    compute: Compute | Timed,
     network: Network,
     faults: Faults,
     should_stop: Callable[[], bool],

@@ -11,7 +11,7 @@ import pytest
 
 import flowml as fl
 from flowml.errors import PlanError
-from flowml.simulate import Compute, Faults, Network
+from flowml.simulate import Compute, Faults, Network, Timed
 
 FEATURES, CLASSES, ROWS = 6, 3, 90
 TABLE_BYTES = 4 * (FEATURES * CLASSES + CLASSES)
@@ -140,6 +140,36 @@ def test_evaluations_and_limits_are_in_virtual_seconds() -> None:
     assert 5 <= cut.steps <= 7
 
 
+def test_steps_take_as_long_as_those_that_were_timed() -> None:
+    graph = training("async")
+    free = Network(0.0, math.inf)
+    steady = Timed([np.full(3, 0.25), np.full(5, 0.5)])
+    run = graph.simulate(replicas=3, steps=4, compute=steady, network=free)
+    for replica, seconds in enumerate((0.25, 0.5, 0.25)):  # a third one is like the first
+        own = run.history["replica"] == replica
+        assert run.history["seconds"][own] == pytest.approx(np.full(4, seconds))
+    drawn = graph.simulate(
+        replicas=1, steps=200, compute=Timed([np.array([1.0, 1.0, 1.0, 21.0])]), network=free
+    )
+    assert set(drawn.history["seconds"].round(9)) == {1.0, 21.0}
+    assert 20 < np.count_nonzero(drawn.history["seconds"] > 2) < 80
+
+
+def test_a_run_tells_the_simulator_its_steps_without_their_waits() -> None:
+    made_up = Compute(0.01, slow={1: 8.0})
+    waits = training("stale", push=True).simulate(
+        replicas=3, steps=20, compute=made_up, network=Network(0.0, math.inf)
+    )
+    assert waits.history["wait_seconds"].max() > 0.01
+    told = Timed.of(waits.history)
+    means = [own.mean() for own in told.seconds]
+    assert means == pytest.approx([0.01, 0.08, 0.01], rel=1e-6)
+    again = training("stale", push=True).simulate(
+        replicas=3, steps=20, compute=told, network=Network(0.0, math.inf)
+    )
+    assert again.seconds == pytest.approx(waits.seconds, rel=1e-6)
+
+
 def test_the_executor_by_name_is_the_simulator_with_its_defaults() -> None:
     graph = training("stale")
     named = graph.run(steps=5, replicas=2, executor="simulated")
@@ -152,6 +182,9 @@ def test_the_executor_by_name_is_the_simulator_with_its_defaults() -> None:
         (lambda: Compute(0.0), r"Compute\(seconds=\): must be > 0, got 0.0"),
         (lambda: Compute(slow_share=2), r"Compute\(slow_share=\): must be from 0 to 1"),
         (lambda: Compute(slow={0: -1.0}), r"Compute\(slow\[0\]=\): must be > 0"),
+        (lambda: Timed([]), r"Timed: seconds: must have the steps of a replica"),
+        (lambda: Timed([np.zeros(0)]), r"Timed\(seconds\[0\]=\): must be > 0, of one step or more"),
+        (lambda: Timed([np.ones(2), np.array([1.0, 0.0])]), r"Timed\(seconds\[1\]=\): .*got 0.0"),
         (lambda: Network(bandwidth=0), r"Network\(bandwidth=\): must be > 0"),
         (lambda: Network(wake=-1.0), r"Network\(wake=\): must be >= 0"),
         (lambda: Faults({3: -1.0}), r"Faults\(leaves\[3\]=\): must be >= 0"),
