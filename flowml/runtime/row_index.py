@@ -1,4 +1,4 @@
-"""Where the row of a key lies: for tables whose keys are known to be small, and for any keys.
+"""Where the row of a key lies: for tables that have all rows, small keys, and any keys.
 
 Slots are given out in the order of first touch, so a table needs memory for the rows that it has,
 not for those it might have. All searches are over arrays of keys at once.
@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from flowml.protocol.failures import ProtocolError
 from flowml.types import Array
 
 FIBONACCI = np.uint64(0x9E3779B97F4A7C15)
@@ -24,6 +25,21 @@ class RowIndex(Protocol):
 
     def insert(self, keys: Array, slots: Array) -> None:
         """Let keys that have none, each given once, have those slots."""
+
+
+class EveryKey:
+    """Keys that are slots themselves: of a table all of whose rows are there from the start."""
+
+    def find(self, keys: Array) -> Array:
+        """Return the keys, the same array."""
+        return keys
+
+    def insert(self, keys: Array, slots: Array) -> None:
+        """Make sure that the rows of an array get the slots of their numbers."""
+        if not np.array_equal(keys, slots):
+            raise ProtocolError(
+                "row index", "each key must be its own slot", "others", "This is a fault in flowml."
+            )
 
 
 class DirectIndex:

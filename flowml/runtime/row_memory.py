@@ -13,7 +13,7 @@ from flowml.errors import DataError
 from flowml.plan import Plan, PlanOperator, PlanTable
 from flowml.runtime.arena import Arena, GrowingArray
 from flowml.runtime.domain import Layouts
-from flowml.runtime.row_index import DirectIndex, HashIndex, RowIndex, places_for
+from flowml.runtime.row_index import DirectIndex, EveryKey, HashIndex, RowIndex, places_for
 from flowml.runtime.row_store import WORDS, RowArrays, RowStore
 from flowml.runtime.row_tables import RowSpec, fresh_states, initial_rows, rules_of
 from flowml.types import Array
@@ -83,6 +83,8 @@ def row_store(
 
 
 def _index(fixed: Arena, spec: RowSpec, keys: Array) -> RowIndex:
+    if spec.dense:
+        return EveryKey()
     if spec.limit is not None:
         return DirectIndex(fixed.take(spec.limit, np.int64))
     return HashIndex(fixed.take(places_for(spec.capacity), np.int64), keys)

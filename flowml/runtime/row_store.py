@@ -152,9 +152,9 @@ class RowStore:
     def close(self, slots: Array, rows: Array, states: Mapping[str, Array]) -> None:
         """Write rows and states; ``settle`` forgets what was noted."""
         arrays, words = self._arrays, self._arrays.words
-        arrays.rows[slots] = rows
+        _put(arrays.rows, slots, rows)
         for name, state in states.items():
-            arrays.states[name][slots] = state
+            _put(arrays.states[name], slots, state)
         words[STAMP] += 1
         arrays.stamps[slots] = words[STAMP]
 
@@ -217,3 +217,9 @@ class RowStore:
         self._index.insert(keys, slots)
         arrays.words[COUNT] = total
         return slots
+
+
+def _put(target: Array, slots: Array, rows: Array) -> None:
+    """Write rows as one item each, which takes two thirds of the time of row by row."""
+    item = f"V{target.shape[1] * target.itemsize}"
+    target.view(item)[slots, 0] = np.ascontiguousarray(rows).view(item)[:, 0]

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 import flowml as fl
 from flowml.compiler.stages import compile_graph
 from flowml.errors import DataError
+from flowml.protocol.failures import ProtocolError
 from flowml.rules import At
 from flowml.runtime.arena import Arena
 from flowml.runtime.center_writes import NotFinite, RowWriter
-from flowml.runtime.row_index import DirectIndex, HashIndex, places_for
+from flowml.runtime.private_rows import PrivateRows
+from flowml.runtime.row_index import DirectIndex, EveryKey, HashIndex, places_for
 from flowml.runtime.row_memory import row_store
 from flowml.runtime.row_store import RowStore
 from flowml.runtime.row_tables import row_spec
@@ -41,6 +43,11 @@ def made(
     grows = Arena(np.zeros(counted[1].nbytes, np.uint8), lambda at, n: asked.append((at, n)))
     store = row_store(fixed, grows, plan, declared, spec, 0, notes)
     return store, RowWriter(plan.operator("update_s"), store, checks=True), asked
+
+
+def rows_of(graph: fl.Graph) -> PrivateRows:
+    plan = compile_graph(graph.logical, 1)
+    return PrivateRows.make(plan, plan.table("t"), 0, 0)
 
 
 # -- indices -----------------------------------------------------------------------------------
@@ -72,6 +79,28 @@ def test_a_hash_index_takes_keys_that_collide() -> None:
     index.insert(keys, np.arange(len(keys)))
     assert index.find(keys).tolist() == list(range(len(keys)))
     assert (index.find(keys + 1) == -1).all()
+
+
+def test_rows_of_an_array_lie_at_their_numbers() -> None:
+    index = EveryKey()
+    index.insert(np.arange(4), np.arange(4))
+    assert index.find(np.array([3, 0])).tolist() == [3, 0]
+    with pytest.raises(ProtocolError, match="each key must be its own slot"):
+        index.insert(np.array([4, 6]), np.array([4, 5]))
+
+
+def test_a_table_that_was_declared_as_an_array_needs_no_search() -> None:
+    start = np.arange(12, dtype=np.float64).reshape(6, 2)
+    ids = fl.load(np.array([[4, 1], [1, 5]]), batch_size=1)
+    table = fl.table("t", start)
+    ones = fl.map(lambda i: np.ones((*i.shape, 2)), ids, name="ones")
+    graph = fl.Graph(fl.update(table.at(ids), ones, fl.add()))
+    found = rows_of(graph)
+    assert isinstance(found.store._index, EveryKey)
+    assert found.store.read(np.array([4, 1])).tolist() == [[8.0, 9.0], [2.0, 3.0]]
+    run = graph.run(steps=2, replicas=1, executor="serial")
+    start[[4, 1, 5]] += [[1.0], [2.0], [1.0]]
+    assert run.tables["t"].tobytes() == start.tobytes()
 
 
 # -- a store against a dict --------------------------------------------------------------------
