@@ -168,13 +168,13 @@ class _Mapping:
         return found
 
     def _most_written(self, table: str, spec: RowSpec) -> int:
-        """Return how many rows one write of a table may name: a sum has those of all members."""
+        """Return how many rows one firing may write to a table: those of all members, at most."""
         most = 1
         for gate in self.loose.gates:
             ids = ids_of_gate(gate.operator)
             if table in gate.spec.tables and ids is not None:
                 longest = longest_contribution(self.layouts, ids, spec)
-                members = 1 if gate.spec.push else self.loose.teams[gate.spec.team].members
+                members = self.loose.teams[gate.spec.team].members
                 most = max(most, longest * members * (1 if gate.spec.push else self.loose.queue))
         return min(most, spec.capacity)
 

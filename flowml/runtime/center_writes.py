@@ -46,7 +46,7 @@ class Writer(Protocol):
         Raises
         ------
         NotFinite
-            The table is as it was before the update that does it.
+            The table is as it was before the first of them.
         """
 
 
@@ -98,7 +98,7 @@ class RowWriter:
     checks : bool
         Look for what is not finite.
     settles : bool
-        Each write is for good; else its caller says so.
+        What one call writes is for good when all of it is written; else the caller says so.
     """
 
     def __init__(
@@ -121,6 +121,8 @@ class RowWriter:
         for (rows,), keys, at in given:
             assert keys is not None
             self._write(keys, rows, at)
+        if self._settles:
+            self._store.settle()
 
     def _write(self, keys: Array, rows: Array, at: At) -> None:
         slots, old, states = self._store.open(keys)
@@ -132,8 +134,6 @@ class RowWriter:
             self._store.give_up()
             raise
         self._store.close(slots, new, states)
-        if self._settles:
-            self._store.settle()
 
     def _changed(self, old: Array, rows: Array, states: dict[str, Array], at: At) -> Array:
         assert self._change is not None

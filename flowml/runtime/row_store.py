@@ -121,7 +121,8 @@ class RowStore:
     def open(self, keys: Array) -> tuple[Array, Array, dict[str, Array]]:
         """Return slots, rows and states of keys for a write, and note what they are.
 
-        The rows are the note itself: they are only read. The states are copies.
+        Several writes may be made before they are settled: a row is noted as it was before the
+        first of them. The rows may be the note itself: they are only read. The states are copies.
 
         Parameters
         ----------
@@ -138,16 +139,32 @@ class RowStore:
         absent = slots < 0
         if absent.any():
             slots[absent] = self._insert(keys[absent])
-        self._reserve(words[COUNT], len(slots))
-        n = len(slots)
-        # "clip" lets NumPy write into the note at once; all slots are there.
-        rows: Array = arrays.rows.take(slots, 0, arrays.noted_rows[:n], "clip")
         states = {name: state.take(slots, 0) for name, state in arrays.states.items()}
-        arrays.noted_slots[:n] = slots
-        for name, state in states.items():
-            arrays.noted_states[name][:n] = state
-        words[NOTED] = n
+        noted = words[NOTED]
+        if noted:
+            rows: Array = arrays.rows.take(slots, 0)
+            fresh = ~np.isin(slots, arrays.noted_slots[:noted])
+            self._reserve(words[COUNT], noted + int(fresh.sum()))
+            kept = {name: state[fresh] for name, state in states.items()}
+            self._note(noted, slots[fresh], rows[fresh], kept)
+        else:
+            self._reserve(words[COUNT], len(slots))
+            # "clip" lets NumPy write into the note at once; all slots are there.
+            rows = arrays.rows.take(slots, 0, arrays.noted_rows[: len(slots)], "clip")
+            self._note(0, slots, None, states)
         return slots, rows, states
+
+    def _note(
+        self, start: int, slots: Array, rows: Array | None, states: Mapping[str, Array]
+    ) -> None:
+        """Note rows and states behind those that are noted; no rows: they lie there already."""
+        arrays, end = self._arrays, start + len(slots)
+        arrays.noted_slots[start:end] = slots
+        if rows is not None:
+            arrays.noted_rows[start:end] = rows
+        for name, state in states.items():
+            arrays.noted_states[name][start:end] = state
+        arrays.words[NOTED] = end
 
     def close(self, slots: Array, rows: Array, states: Mapping[str, Array]) -> None:
         """Write rows and states; ``settle`` forgets what was noted."""
@@ -159,11 +176,11 @@ class RowStore:
         arrays.stamps[slots] = words[STAMP]
 
     def settle(self) -> None:
-        """Let what was written last be so for good."""
+        """Let what was written since the last time be so for good."""
         self._arrays.words[NOTED] = 0
 
     def give_up(self) -> None:
-        """Put back what a write has noted, whoever began it; harmless when nothing is."""
+        """Put back what writes have noted, whoever began them; harmless when nothing is."""
         arrays, n = self._arrays, self._arrays.words[NOTED]
         if n:
             slots = arrays.noted_slots[:n]

@@ -45,6 +45,12 @@ def made(
     return store, RowWriter(plan.operator("update_s"), store, checks=True), asked
 
 
+def graph_of_rows(start: Any) -> fl.Graph:
+    ids = fl.load(np.array([[4, 1], [1, 5]]), batch_size=1)
+    ones = fl.map(lambda i: np.ones((*i.shape, 2)), ids, name="ones")
+    return fl.Graph(fl.update(fl.table("t", start).at(ids), ones, fl.add()))
+
+
 def rows_of(graph: fl.Graph) -> PrivateRows:
     plan = compile_graph(graph.logical, 1)
     return PrivateRows.make(plan, plan.table("t"), 0, 0)
@@ -91,10 +97,7 @@ def test_rows_of_an_array_lie_at_their_numbers() -> None:
 
 def test_a_table_that_was_declared_as_an_array_needs_no_search() -> None:
     start = np.arange(12, dtype=np.float64).reshape(6, 2)
-    ids = fl.load(np.array([[4, 1], [1, 5]]), batch_size=1)
-    table = fl.table("t", start)
-    ones = fl.map(lambda i: np.ones((*i.shape, 2)), ids, name="ones")
-    graph = fl.Graph(fl.update(table.at(ids), ones, fl.add()))
+    graph = graph_of_rows(start)
     found = rows_of(graph)
     assert isinstance(found.store._index, EveryKey)
     assert found.store.read(np.array([4, 1])).tolist() == [[8.0, 9.0], [2.0, 3.0]]
@@ -240,6 +243,63 @@ def test_what_is_not_finite_is_not_written() -> None:
     with pytest.raises(NotFinite):
         writer.write([((np.full((2, 3), np.inf),), np.array([4, 9]), At(1, 1))])
     assert store.read(np.array([4])).tobytes() == before.rows.tobytes()
+
+
+Updates = list[tuple[tuple[Any], Any, At]]
+
+
+def firing(*second: float) -> Updates:
+    """Return the updates of two members that name some rows both, and new ones."""
+    first = np.array([2, 7, 11]), np.ones((3, 3))
+    again = np.array([7, 2, 5, 20]), np.ones((4, 3)) * np.array([[*second, 1.0, 1.0, 1.0]]).T
+    return [((rows,), keys, At(1, n, writer=n)) for n, (keys, rows) in enumerate((first, again))]
+
+
+@pytest.mark.parametrize("rows", [None, 50])
+def test_updates_of_one_firing_are_written_all_or_none(rows: int | None) -> None:
+    store, writer, _ = made(fl.sgd(0.1, momentum=0.9), rows=rows)
+    start = np.array([2, 5, 7])
+    writer.write([((np.ones((3, 3)),), start, At(0, 0))])
+    before, states = store.copy(), [s[:3].copy() for s in store._arrays.states.values()]
+    with pytest.raises(NotFinite):
+        writer.write(firing(np.inf))
+    assert store.read(start).tobytes() == before.at(start).tobytes()
+    assert [s[:3].tobytes() for s in store._arrays.states.values()] == [s.tobytes() for s in states]
+
+    (other, one_by_one, _), healthy = made(fl.sgd(0.1, momentum=0.9), rows=rows), firing(2.0)
+    for update in ([((np.ones((3, 3)),), start, At(0, 0))], healthy[:1], healthy[1:]):
+        one_by_one.write(update)
+    writer.write(healthy)
+    asked = np.array([2, 5, 7, 11, 20])
+    assert store.read(asked).tobytes() == other.read(asked).tobytes()
+
+
+@pytest.mark.parametrize("rows", [None, 50])
+def test_a_writer_who_dies_between_two_updates_leaves_neither(rows: int | None) -> None:
+    store, writer, _ = made(fl.adagrad(0.5), rows=rows)
+    start = np.array([2, 5, 7])
+    writer.write([((np.ones((3, 3)),), start, At(0, 0))])
+    before = store.read(start)
+    first, second = firing(1.0)
+    slots, old, states = store.open(first[1])
+    store.close(slots, old + 1.0, states)
+    slots, old, states = store.open(second[1])
+    store._arrays.rows[slots[:2]] = np.nan
+    found = store.copy()
+    assert found.at(start).tobytes() == before.tobytes()
+    store.mend()
+    assert store.read(start).tobytes() == before.tobytes()
+
+
+def test_two_writes_of_a_step_are_seen_after_it() -> None:
+    found = rows_of(graph_of_rows(np.zeros((6, 2))))
+    keys = np.array([1, 4])
+    for value in (1.0, 2.0):
+        slots, old, states = found.store.open(keys)
+        found.store.close(slots, old + value, states)
+    assert not found.copy().any()
+    found.commit(2)
+    assert found.copy()[keys].tolist() == [[3.0, 3.0]] * 2
 
 
 # -- memory ------------------------------------------------------------------------------------
