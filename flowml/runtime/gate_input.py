@@ -176,7 +176,7 @@ class GateInput:
                 f"shape {rows.shape}, {rows.dtype}",
                 "Cast or reshape them before.",
             )
-        keys, flat = keys.reshape(-1), rows.reshape(-1, spec.items)
+        keys, flat = keys.reshape(-1), rows.reshape(keys.size, spec.items)
         if not each_once(keys):
             adds = isinstance(self.gate.operator.action, Update | Aggregate)
             keys, flat = coalesce(keys, flat) if adds else last_of_each(keys, flat)

@@ -3,12 +3,11 @@
 The members of a host domain form a mesh of unix sockets and map one segment (host_meeting.py).
 ``HostLink.barrier`` drives the state machine of protocol/superstep.py: it sends one frame to each
 peer, looks for theirs without blocking for a millisecond, then sleeps in ``poll``. A core that went
-to sleep comes back late, the next barrier waits for it, and the other core goes to sleep in turn:
-with a spin of 100 microseconds, steps of half a millisecond were 3 to 6 % slower. Where members
-share cores it is 100 microseconds. Even a short spin loses when the kernel has put two members on
-one core, so after the first 5 microseconds it yields the core between looks. The spin asks the
-kernel rather than a shared flag: the system call also orders the accesses to the shared memory,
-which a flag would not on ARM.
+to sleep comes back late, the next barrier waits for it, and the other core goes to sleep in turn.
+Where members share cores it is 100 microseconds. Even a short spin loses when the kernel has put
+two members on one core, so after the first 5 microseconds it yields the core between looks. The
+spin asks the kernel rather than a shared flag: the system call also orders the accesses to the
+shared memory, which a flag would not on ARM.
 
 Facts about Linux that the code depends on
 ------------------------------------------

@@ -7,7 +7,6 @@ between the driver asks the scheduler who was lost and who is silent.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError
@@ -80,7 +79,6 @@ class Oversight:
     lost: str = ""
     _open: set[Future[Any]] = field(default_factory=set)
     _silent_since: dict[str, float] = field(default_factory=dict)
-    _looked: float = -math.inf
 
     def admit(self, tell: Callable[[str], None]) -> None:
         """Wait for a slot on every worker; ``tell`` is told, once, who holds them.
@@ -213,11 +211,6 @@ class Oversight:
         finally:
             coming.cancel()
 
-    @property
-    def is_time_to_look(self) -> bool:
-        """Whether the last look was LOOK_SECONDS ago."""
-        return time.monotonic() - self._looked >= LOOK_SECONDS
-
     def look(self, futures: Sequence[Future[Any]], operator: str) -> dict[str, Any]:
         """Look once whether all workers are there; return how the run stands.
 
@@ -230,7 +223,6 @@ class Oversight:
         """
         if not self.begun and self.should_stop():
             raise Interrupted
-        self._looked = time.monotonic()
         reply = self.ask("flowml_standing", run=self.run)
         if reply["status"] == "unknown":
             raise self._no_scheduler("one that does not know this run")

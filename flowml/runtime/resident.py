@@ -362,10 +362,8 @@ class Resident:
             if over(futures):
                 return stopping
             # Before the next window: one that is lost may be needed by nobody who goes on.
-            wanted = more and not stopping and self._wants_window(pending)
-            if wanted or self.oversight.is_time_to_look:
-                self.oversight.look(futures, self._steps_name())
-            if wanted:
+            self.oversight.look(futures, self._steps_name())
+            if more and not stopping and self._wants_window(pending):
                 return stopping
 
     def _steps_name(self) -> str:

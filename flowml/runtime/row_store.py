@@ -238,5 +238,7 @@ class RowStore:
 
 def _put(target: Array, slots: Array, rows: Array) -> None:
     """Write rows as one item each, which takes two thirds of the time of row by row."""
+    if not target.size:  # rows without items
+        return
     item = f"V{target.shape[1] * target.itemsize}"
     target.view(item)[slots, 0] = np.ascontiguousarray(rows).view(item)[:, 0]

@@ -17,7 +17,7 @@ from flowml.errors import PlanError, StaleRunError, StalledError
 from flowml.protocol.arrival import Arrival
 from flowml.protocol.failures import Aborted, PeerLost, ProtocolError
 from flowml.protocol.superstep import SuperstepBarrier, Verdict
-from flowml.runtime import host_hello, host_meeting
+from flowml.runtime import host_hello, host_link, host_meeting
 from flowml.runtime.host_hello import Hello, HostListener, HostUnreachable, peer_user, reach
 from flowml.runtime.host_link import HostLink
 from flowml.runtime.segment import Segment
@@ -74,6 +74,15 @@ def test_all_members_get_the_same_verdicts(count: int, listening: str) -> None:
         verdicts = list(pool.map(play, links))
     expected = [Verdict(n, 40 <= n < 40 + count, n // 2) for n in range(45)]
     assert verdicts == [expected] * count
+
+
+def test_who_shares_a_core_looks_for_a_shorter_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_link, "usable_cores", lambda: 2)
+    spins = []
+    for count in (1, 2, 3):
+        with linked(count) as links:
+            spins += [{link._spin_ns for link in links}]
+    assert spins == [{1_000_000}, {1_000_000}, {100_000}]
 
 
 def test_members_share_one_zeroed_segment() -> None:

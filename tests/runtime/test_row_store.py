@@ -106,6 +106,13 @@ def test_a_table_that_was_declared_as_an_array_needs_no_search() -> None:
     assert run.tables["t"].tobytes() == start.tobytes()
 
 
+def test_rows_may_be_without_items() -> None:
+    ids = fl.load(np.array([[4, 1], [1, 5]]), batch_size=1)
+    none = fl.map(lambda i: np.ones((*i.shape, 0)), ids, name="none")
+    graph = fl.Graph(fl.update(fl.table("t", np.zeros((6, 0))).at(ids), none, fl.add()))
+    assert graph.run(steps=2, replicas=1, executor="serial").tables["t"].shape == (6, 0)
+
+
 # -- a store against a dict --------------------------------------------------------------------
 
 
