@@ -350,3 +350,15 @@ def test_ids_that_are_no_keys_are_refused(rows: int | None, ids: Any, said: str)
         spec.check_ids(ids, "here")
     good = np.array([[0, 29], [5, 7]], np.int32)
     assert spec.check_ids(good, "here").tolist() == good.tolist()
+
+
+def test_a_firing_may_write_the_rows_of_many_members() -> None:
+    """Six replicas push twenty rows each at once: more than one contribution may have."""
+    replicas, rows = 6, 20
+    ids = fl.load(np.arange(4 * replicas * rows).reshape(-1, rows), batch_size=1, shuffle=False)
+    table = fl.table("t", np.zeros((4 * replicas * rows, 2)))
+    read = table.sync(until=3).async_().at(ids)
+    ones = fl.map(lambda r, i: r + 1.0, read, ids, name="ones")
+    graph = fl.Graph(fl.update(table.at(ids), ones, fl.add()))
+    run = graph.run(steps=4, replicas=replicas, executor="serial")
+    assert run.tables["t"].tolist() == [[1.0, 1.0]] * (4 * replicas * rows)
