@@ -90,8 +90,9 @@ def each_once(keys: Array) -> bool:
     >>> each_once(np.array([4, 1, 3])), each_once(np.array([4, 1, 4]))
     (True, False)
     """
-    ordered = np.sort(keys)
-    return not (ordered[1:] == ordered[:-1]).any()
+    ordered = keys.copy()
+    ordered.sort()
+    return not np.logical_or.reduce(ordered[1:] == ordered[:-1])
 
 
 def coalesce(ids: Array, rows: Array) -> tuple[Array, Array]:

@@ -62,7 +62,7 @@ class PlanOperator:
     sliced: bool
     """Every rank of the instance does its slice of the flat buffers; else the lowest does all."""
 
-    @property
+    @cached_property
     def writes(self) -> str | None:
         """Name of the table that it writes, or None."""
         return self.action.table if isinstance(self.action, Update | Assign) else None
@@ -237,6 +237,8 @@ class Firing:
 
     def fires(self, operator: PlanOperator, step: int) -> bool:
         """Tell whether an operator fires in ``step``."""
+        if self.is_steady:
+            return True
         key = (operator.name, step)
         if key not in self._memo:
             if len(self._memo) > 100_000:

@@ -152,7 +152,10 @@ class Gate:
             return () if late else (tuple(self._queue()),)
         if least < start:
             return ()
-        return tuple((q,) for q in sorted(self._queue(), key=lambda q: (q[1], q[0])))
+        found = self._queue()
+        if len(found) > 1:
+            found.sort(key=lambda q: (q[1], q[0]))
+        return tuple([(q,) for q in found])
 
     def _quorum_due(self, fired: int) -> tuple[Taken, ...]:
         """Return the contributions that are on time, once they are enough, and those carried.

@@ -100,7 +100,9 @@ class Team:
         if len(self.members) > FEW:
             clocks = self.clocks[self._lives == 1].tolist()
         else:
-            clocks = [self.clock(m) for m in self.members if self.is_live(m)]
+            raw, first = self.raw, self.at + LINE
+            lines = range(first, first + LINE * len(self.members), LINE)
+            clocks = [raw[line + CLOCK] for line in lines if raw[line + LIVE]]
         least = min(clocks, default=NEVER)
         self.raw[self.at + AT_LEAST] = clocks.count(least)
         self.raw[self.at + LEAST] = least

@@ -185,7 +185,7 @@ class Center:
             late = max(late, found.staleness)
         if not given:
             return
-        before = self._tables_before(firing)
+        before = self._tables_before(firing) if gate.behind else {}
         self._enter(self._by, self._index[gate.operator.name], firing.taken[-1][1])
         self._writing.write(gate, firing, gate.operator, given, self._given)
         if gate.behind:

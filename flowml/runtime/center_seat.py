@@ -31,8 +31,11 @@ class CenterSeat:
 
     def full(self) -> Missing | None:
         """Return what keeps it from beginning a step, which it could not deliver, or None."""
-        found = (self.center.rule.room(t, m) for t, m in self.replica.members.items())
-        return next((missing for missing in found if missing is not None), None)
+        for team, member in self.replica.members.items():
+            missing = self.center.rule.room(team, member)
+            if missing is not None:
+                return missing
+        return None
 
     def behind(self) -> int:
         """Return how many steps it has missed the quorum of."""

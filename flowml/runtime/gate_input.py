@@ -20,6 +20,7 @@ from flowml.runtime.loose_plan import LoosePlan
 from flowml.runtime.rank import Rank
 from flowml.runtime.row_memory import ids_of_gate
 from flowml.runtime.row_tables import RowSpec
+from flowml.runtime.step_ids import StepIds
 from flowml.runtime.value_filter import SizeFilter
 from flowml.runtime.values import EMPTY, Kept, Value, copied
 from flowml.types import Array
@@ -42,6 +43,7 @@ class GateInput:
         Of the shared tables that are kept as rows.
     read : mapping of str to flat buffers
         The rank's copies of the tables that it reads whole.
+    step_ids : StepIds
 
     Attributes
     ----------
@@ -59,6 +61,7 @@ class GateInput:
         firing: Firing,
         specs: Mapping[str, RowSpec],
         read: Mapping[str, Buffers],
+        step_ids: StepIds,
     ) -> None:
         gate = loose.gates[number]
         self.gate = gate
@@ -67,6 +70,7 @@ class GateInput:
         self._loose = loose
         self._rank = rank
         self._firing = firing
+        self._step_ids = step_ids
         ports = dict(enumerate(gate.operator.inputs))
         whole = Firing(loose.plan)  # the local plan does not have the periods of gates
         self._kept = {n: Kept(p.keep) for n, p in ports.items() if p.every > 1}
@@ -88,17 +92,18 @@ class GateInput:
         self._parameter = read.get(table, ())
         action = gate.operator.action
         self._seen = read[table] if isinstance(action, Update) and action.rule.reads else ()
-        self._register = self._only_register(port) if len(ports) == 1 else None
+        self._registers = self._steady_registers()
         self._spot: Callable[[int], Spot] = lambda step: Spot(
             loose.plan.operator(port.source), rank.number, step, rank.worker
         )
 
-    def _only_register(self, port: PlanPort) -> int | None:
-        """Return where the value lies in every step, if it is new there in every step."""
+    def _steady_registers(self) -> tuple[int, ...] | None:
+        """Return where the inputs lie in every step, if they are new there in every step."""
+        ports, local = self.gate.operator.inputs, self._loose.local
         steady = self._firing.is_steady and not self._kept and not self._held
-        if not steady or self._loose.local.operator(port.source).writes is not None:
+        if not steady or any(local.operator(p.source).writes is not None for p in ports):
             return None
-        return self._rank.slots[port.source, port.output]
+        return tuple(self._rank.slots[p.source, p.output] for p in ports)
 
     @property
     def unsent(self) -> tuple[str, ...]:
@@ -110,8 +115,9 @@ class GateInput:
 
     def give(self, step: int, staleness: int) -> Contribution | None:
         """Return what the gate gets of a step; None where its edge has nothing in it."""
-        if self._register is not None:
-            values = [self._rank.registers[self._register]]
+        if self._registers is not None:
+            registers = self._rank.registers
+            values = [registers[slot] for slot in self._registers]
         else:
             inputs = enumerate(self.gate.operator.inputs)
             values = [self._input(n, p, step) for n, p in inputs]
@@ -166,7 +172,7 @@ class GateInput:
         assert ids is not None
         where = f"edge {self.gate.operator.inputs[0].source} -> {self.gate.operator.name}"
         found = values[1] if self.gate.operator.writes else self._made(*ids, step)
-        keys = spec.check_ids(found.content, where)
+        keys = self._step_ids.keys(spec, found.content, where)
         rows = np.asarray(value.content)
         if rows.shape != keys.shape + spec.shape or rows.dtype != spec.dtype:
             raise returned(

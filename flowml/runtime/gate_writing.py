@@ -14,7 +14,7 @@ from flowml.plan import PlanOperator
 from flowml.protocol.promise_rule import PromiseRule
 from flowml.protocol.promise_specs import Firing
 from flowml.rules import At
-from flowml.runtime.calls import Spot, all_finite, diverged, nonfinite, placed_errors, returned
+from flowml.runtime.calls import Spot, all_finite, diverged, nonfinite, raise_explained, returned
 from flowml.runtime.center_memory import CenterMemory
 from flowml.runtime.center_sums import Sum
 from flowml.runtime.center_writes import (
@@ -99,13 +99,11 @@ class GateWriting:
         """
         at = given[-1][2]
         try:
-            with placed_errors(partial(Spot, operator, at.writer, at.step, self._worker)):
-                self._writers[operator.name].write(given)
-        except FlowmlError as error:
-            if isinstance(error.__cause__, NotFinite):
-                new = error.__cause__.buffers
-                raise self._not_finite(gate, firing, operator, new, brought) from None
-            raise
+            self._writers[operator.name].write(given)
+        except NotFinite as error:
+            raise self._not_finite(gate, firing, operator, error.buffers, brought) from None
+        except BaseException as error:
+            raise_explained(Spot(operator, at.writer, at.step, self._worker), error)
         self._rule.commit(str(operator.writes), len(given))
 
     def write_value(

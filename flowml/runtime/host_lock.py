@@ -22,7 +22,9 @@ from types import TracebackType
 from flowml.errors import PlanError
 
 _SET = getattr(fcntl, "F_OFD_SETLK", -1)
-_FLOCK = "hhqqi4x"
+_LOCK, _UNLOCK = (
+    struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 1, 0) for kind in (fcntl.F_WRLCK, fcntl.F_UNLCK)
+)
 SPIN_SECONDS = 100e-6
 SLEEP_SECONDS = 50e-6
 SLICE_SECONDS = 0.25
@@ -62,9 +64,8 @@ class HostLock:
             self._file = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
 
     def __enter__(self) -> None:
-        began = perf_counter()
-        while not self._threads.acquire(timeout=SLICE_SECONDS):
-            self.on_silence(perf_counter() - began)
+        if not self._threads.acquire(blocking=False):
+            self._wait_for_thread()
         try:
             if not self._try():
                 self._wait()
@@ -80,9 +81,14 @@ class HostLock:
     ) -> None:
         try:
             if self._file is not None:
-                self._set(fcntl.F_UNLCK)
+                self._set(_UNLOCK)
         finally:
             self._threads.release()
+
+    def _wait_for_thread(self) -> None:
+        began = perf_counter()
+        while not self._threads.acquire(timeout=SLICE_SECONDS):
+            self.on_silence(perf_counter() - began)
 
     def _wait(self) -> None:
         began = perf_counter()
@@ -101,14 +107,14 @@ class HostLock:
         if self._file is None:
             return True
         try:
-            self._set(fcntl.F_WRLCK)
+            self._set(_LOCK)
         except BlockingIOError:
             return False
         return True
 
-    def _set(self, kind: int) -> None:
+    def _set(self, kind: bytes) -> None:
         assert self._file is not None
-        fcntl.fcntl(self._file, _SET, struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 1, 0))
+        fcntl.fcntl(self._file, _SET, kind)
 
     def close(self) -> None:
         """Let go of the file; harmless when repeated."""

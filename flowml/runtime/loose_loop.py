@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
@@ -74,6 +75,7 @@ class LooseLoop:
         self._last = last
         self._stop_requested = stop_requested
         self._meeting = meeting
+        self._turns = tuple(_own_part(turn, replica.members) for turn in replica.loose.turns)
 
     def run_window(self, start: int, stop: int) -> WindowRecord:
         """Run the steps up to ``stop``, or until somebody asks to stop.
@@ -104,17 +106,19 @@ class LooseLoop:
 
     def _step(self, step: int) -> int | None:
         """Make a step, or a later one, or move over some; return which one was made."""
-        replica, line, turns = self.replica, self._line, self.replica.loose.turns
+        replica, line, turns = self.replica, self._line, self._turns
         line.begin(step)
         replica.begin(step)
         for number, turn in enumerate(turns):
-            due = replica.due(step, turn.reads)
-            step, behind = line.read(step, due, turn=number, first=number == 0)
-            if behind:
-                self._finish(line.skip(step, self._last, behind))
-                return None
-            self._deliver(step, turn)
-            answers = replica.due(step, turn.answers)
+            due = replica.due(step, turn.reads) if turn.reads else []
+            if due or number == 0:
+                step, behind = line.read(step, due, turn=number, first=number == 0)
+                if behind:
+                    self._finish(line.skip(step, self._last, behind))
+                    return None
+            for team in turn.teams:
+                line.deliver(step, team, replica.give(step, team))
+            answers = replica.due(step, turn.answers) if turn.answers else []
             if answers:
                 line.answer(step, answers, turn=number)
             if number + 1 < len(turns):
@@ -127,11 +131,6 @@ class LooseLoop:
             line.request_stop(ended=True)
         self._finish(step + 1)
         return step
-
-    def _deliver(self, step: int, turn: Turn) -> None:
-        for team in turn.teams:
-            if team in self.replica.members:
-                self._line.deliver(step, team, self.replica.give(step, team))
 
     def _finish(self, clock: int) -> None:
         self.clock = clock
@@ -158,3 +157,8 @@ class LooseLoop:
             origin,
             unsent=self.replica.unsent(),
         )
+
+
+def _own_part(turn: Turn, members: Container[int]) -> Turn:
+    """Return a turn with the teams that a replica delivers for."""
+    return replace(turn, teams=tuple(team for team in turn.teams if team in members))

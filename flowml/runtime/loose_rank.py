@@ -5,28 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from flowml.actions import REPLICA
 from flowml.data.stream import BatchStream
 from flowml.freshness import needed_before
-from flowml.layout import Layout
-from flowml.plan import Firing, PlanOperator
+from flowml.plan import Firing
 from flowml.protocol.failures import ProtocolError
-from flowml.protocol.promise_specs import ReadSpec
 from flowml.runtime.contributions import Contribution
 from flowml.runtime.domain import Domain, DomainMemory, Layouts
 from flowml.runtime.gate_input import GateInput
-from flowml.runtime.group_answers import first_of_group, group_readers
 from flowml.runtime.loose_plan import LoosePlan
 from flowml.runtime.outcome import Order
+from flowml.runtime.own_pulls import PullsOf
 from flowml.runtime.program import Programs, StepProgram
-from flowml.runtime.pulls import AnswerPull, Copies, Pull, RowPull, TablePull
+from flowml.runtime.pulls import Copies, Pull
 from flowml.runtime.rank import Rank, rank_tables, start_rules
 from flowml.runtime.reads import Reads
-from flowml.runtime.row_tables import RowSpec, row_spec
+from flowml.runtime.row_tables import RowSpec
+from flowml.runtime.step_ids import StepIds
 from flowml.runtime.unsent import kept_edges
 
 READ, DELIVER, LEAVE, SKIP = range(4)
@@ -66,6 +64,7 @@ class LooseRank:
     members: Mapping[int, int]
     """By team: the member that this replica is, or speaks for."""
     programs: Programs
+    step_ids: StepIds
     staleness: int = 0
     """Of the reads of this step, in steps."""
     _program: StepProgram | None = None
@@ -93,15 +92,15 @@ class LooseRank:
         start_rules(rank)
         firing = Firing(local)
         copies = Copies({name: tables[name].versions[0] for name in loose.copied()})
-        members = members_of(loose, number)
+        members, step_ids = members_of(loose, number), StepIds()
         inputs = {
-            n: GateInput(loose, n, rank, firing, specs, copies.targets)
+            n: GateInput(loose, n, rank, firing, specs, copies.targets, step_ids)
             for n, gate in enumerate(loose.gates)
             if gate.spec.team in members
         }
-        found = _Pulls(loose, rank, firing, copies, specs, layouts)
+        found = PullsOf(loose, rank, firing, copies, specs, layouts, step_ids)
         pulls = tuple(found.of(n) for n in range(len(loose.reads)))
-        return cls(loose, rank, firing, pulls, inputs, members, Programs(rank))
+        return cls(loose, rank, firing, pulls, inputs, members, Programs(rank), step_ids)
 
     @property
     def number(self) -> int:
@@ -136,6 +135,8 @@ class LooseRank:
 
     def _bounded(self, late: int, number: int, step: int) -> int:
         """Return how late a read is, which its promise must allow: it has been waited for."""
+        if not late:
+            return 0
         read = self.loose.reads[number]
         at = step + read.answer
         allowed = at - needed_before(read.promises, at)
@@ -168,13 +169,13 @@ class LooseRank:
 
     def delivered(self, event: int, step: int, made: Iterable[int]) -> list[Row]:
         """Return the rows of a delivery to some gates."""
-        first, late = len(self.pulls), min(self.staleness, MOST_LATE)
-        sent = {n: min(self.inputs[n].moved, MOST_BYTES) for n in made}
+        first, late, mine = len(self.pulls), min(self.staleness, MOST_LATE), self.number
         rows = [
-            (event, step, 0, nbytes, 0.0, self.number, late, first + n, DELIVER)
-            for n, nbytes in sent.items()
+            (event, step, 0, moved, 0.0, mine, late, first + n, DELIVER)
+            for n in made
+            for moved in (min(self.inputs[n].moved, MOST_BYTES),)
         ]
-        return rows or [(event, step, 0, 0, 0.0, self.number, late, NO_EDGE, DELIVER)]
+        return rows or [(event, step, 0, 0, 0.0, mine, late, NO_EDGE, DELIVER)]
 
     def unsent(self) -> tuple[str, ...]:
         """Return the edges that keep values of steps which this replica has made."""
@@ -196,6 +197,7 @@ class LooseRank:
     def begin(self, step: int) -> None:
         """Stand before the first phase of a step."""
         self.rank.loss, self.staleness = math.nan, 0
+        self.step_ids.begin()
         self._program = self.programs.of(step)
 
     def compute(self, step: int, phase: int) -> bool:
@@ -227,60 +229,6 @@ def members_of(loose: LoosePlan, number: int) -> dict[int, int]:
         if spec.kind == REPLICA or plan.ranks_of(spec.kind, instance)[0] == number:
             found[team] = instance
     return found
-
-
-@dataclass(frozen=True)
-class _Pulls:
-    """Makes the reads of one replica."""
-
-    loose: LoosePlan
-    rank: Rank
-    firing: Firing
-    copies: Copies
-    specs: Mapping[str, RowSpec]
-    layouts: Layouts
-
-    def of(self, number: int) -> Pull:
-        read, lookup = self.loose.reads[number], self.loose.lookups[number]
-        if lookup is None:
-            copy = self.loose.copies[number]
-            return TablePull(number, read, self.copies, copy, self._fires(read.reader))
-        receiver, fires = self.loose.local.operator(lookup), self._fires(lookup)
-        if not read.answer:
-            where = f"edge {read.source} -> {read.reader}"
-            return RowPull(number, self._row_spec(read), self.rank, receiver, fires, where)
-        targets = tuple((layout, layout.allocate()) for layout in self._answered(read, receiver))
-        if receiver.name in group_readers(self.loose.plan) and not first_of_group(
-            self.loose.plan, self.rank.number
-        ):
-            fires = _never
-        return AnswerPull(number, read, self.rank, receiver, targets, fires)
-
-    def _answered(self, read: ReadSpec, receiver: PlanOperator) -> list[Layout]:
-        """Return the layout of each output of what is received."""
-        table = self.loose.plan.operator(read.source).writes
-        if table is not None:
-            return [self.layouts[table, -1]] * receiver.outputs
-        return [self.layouts[read.source, output] for output in range(receiver.outputs)]
-
-    def _row_spec(self, read: ReadSpec) -> RowSpec:
-        known = self.specs.get(read.source)
-        if known is not None:
-            return known
-        return row_spec(self.loose.plan.table(read.source), self.layouts[read.source, -1])
-
-    def _fires(self, operator: str) -> Callable[[int], bool]:
-        if self.firing.is_steady:
-            return _always
-        return partial(self.firing.fires, self.loose.local.operator(operator))
-
-
-def _always(step: int) -> bool:
-    return True
-
-
-def _never(step: int) -> bool:
-    return False
 
 
 def _numbers_in_plan(loose: LoosePlan) -> dict[str, int]:

@@ -293,7 +293,7 @@ def _write_rows(
                 keys, rows = value.content.keys, value.content.rows
             else:
                 keys, rows = table.keyed(operator, ids.content, value.content, where)
-            at = At(spot().step, table.store.stamp, 0, member, value.examples or 0.0)
+            at = At(spot().step, table.store.writes, 0, member, value.examples or 0.0)
             table.write(operator, keys, rows, at, checks=checks)
 
 

@@ -57,6 +57,17 @@ class Patience:
         StoppedInStep
             Somebody has asked to stop.
         """
+        if asked():
+            if stops or look() is not None:
+                raise StoppedInStep
+            return 0.0
+        if look() is None:
+            return 0.0
+        return self._wait(look, asked, stops=stops)
+
+    def _wait(
+        self, look: Callable[[], Missing | None], asked: Callable[[], bool], *, stops: bool
+    ) -> float:
         began = perf_counter()
         spun, told, pause = began + SPIN_SECONDS, began + SLICE_SECONDS, SHORTEST_SLEEP
         while True:

@@ -10,12 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
 from flowml.layout import Layout
 from flowml.plan import PlanOperator
 from flowml.protocol.promise_specs import ReadSpec
 from flowml.runtime.rank import Rank
 from flowml.runtime.reads import Reads
 from flowml.runtime.row_tables import RowSpec
+from flowml.runtime.step_ids import StepIds
 from flowml.runtime.values import EMPTY, Value
 from flowml.types import Array
 
@@ -96,8 +99,11 @@ class RowPull:
     receiver: PlanOperator
     fires: Callable[[int], bool]
     where: str
+    step_ids: StepIds
     ids: Array | None = None
     """Of this step; None: nothing is read."""
+    _room: Array | None = None
+    """For the rows of a step, which are good until the next one is read."""
 
     def is_due(self, step: int) -> bool:
         """Tell whether it is made in a step."""
@@ -107,7 +113,7 @@ class RowPull:
         """Look at the ids."""
         port = self.receiver.inputs[0]
         value = self.rank.registers[self.rank.slots[port.source, port.output]]
-        self.ids = None if value.empty else self.rows.check_ids(value.content, self.where)
+        self.ids = None if value.empty else self.step_ids.keys(self.rows, value.content, self.where)
 
     def take(self, reads: Reads) -> int:
         """Copy the rows, aligned with the ids."""
@@ -115,11 +121,17 @@ class RowPull:
         if self.ids is None:
             self.rank.registers[slot] = EMPTY
             return 0
-        found, moved = reads.rows(self.number, self.ids.reshape(-1))
+        keys = self.ids.reshape(-1)
+        found, moved = reads.rows(self.number, keys, self._room_for(len(keys)))
         shaped = found.reshape(self.ids.shape + self.rows.shape)
         shaped.flags.writeable = False
         self.rank.registers[slot] = Value(shaped, None)
         return moved + self.ids.nbytes
+
+    def _room_for(self, count: int) -> Array:
+        if self._room is None or len(self._room) < count:
+            self._room = np.empty((count, self.rows.items), self.rows.dtype)
+        return self._room[:count]
 
 
 @dataclass

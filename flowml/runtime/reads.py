@@ -27,8 +27,14 @@ class Reads(Protocol):
     def table(self, number: int, targets: Buffers, known: int) -> int:
         """Copy a whole table, unless its known version is the current one; return the bytes."""
 
-    def rows(self, number: int, keys: Array) -> tuple[Array, int]:
-        """Return rows, shape (n, items), and the bytes of what a network would carry."""
+    def rows(self, number: int, keys: Array, room: Array) -> tuple[Array, int]:
+        """Return rows, shape (n, items), and the bytes of what a network would carry.
+
+        Parameters
+        ----------
+        room : ndarray, shape (n, items)
+            Rows may be copied there and be that; it saves fresh memory in every step.
+        """
 
     def answer(self, number: int, output: int, targets: Buffers) -> float | None:
         """Copy what a gate came to; return its examples: 0, it is empty; None, it has none."""
@@ -75,9 +81,9 @@ class SharedReads:
             leaf[...] = decoded(codec, payload, leaf)
         return moved
 
-    def rows(self, number: int, keys: Array) -> tuple[Array, int]:
+    def rows(self, number: int, keys: Array, room: Array) -> tuple[Array, int]:
         """Return rows, shape (n, items), and the bytes of what a network would carry."""
-        found = self._tables.rows(self._loose.reads[number].source, keys)
+        found = self._tables.rows(self._loose.reads[number].source, keys, room)
         codec = self._loose.codecs[number]
         if codec is None:
             return found, found.nbytes

@@ -90,7 +90,7 @@ def row_write_body(pattern: Pattern, operator: PlanOperator, table: PrivateRows)
             return
         with placed_errors(partial(Spot, operator, rank.number, step, rank.worker)):
             keys, rows = table.keyed(operator, named.content, value.content, where)
-            at = At(step, table.store.stamp, 0, rank.number, value.examples or 0.0)
+            at = At(step, table.store.writes, 0, rank.number, value.examples or 0.0)
             table.write(operator, keys, rows, at, checks=checks)
 
     return act

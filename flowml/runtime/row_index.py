@@ -20,6 +20,10 @@ FIBONACCI = np.uint64(0x9E3779B97F4A7C15)
 class RowIndex(Protocol):
     """From keys to slots."""
 
+    @property
+    def has_all(self) -> bool:
+        """Whether every key has a slot."""
+
     def find(self, keys: Array) -> Array:
         """Return the slots of keys, -1 for those that have none; int64, the shape of ``keys``."""
 
@@ -29,6 +33,8 @@ class RowIndex(Protocol):
 
 class EveryKey:
     """Keys that are slots themselves: of a table all of whose rows are there from the start."""
+
+    has_all = True
 
     def find(self, keys: Array) -> Array:
         """Return the keys, the same array."""
@@ -50,6 +56,8 @@ class DirectIndex:
     places : ndarray of int64, shape (rows,)
         Zeroed at the start: slot + 1.
     """
+
+    has_all = False
 
     def __init__(self, places: Array) -> None:
         self._places = places
@@ -75,6 +83,8 @@ class HashIndex:
     keys : ndarray of int64, shape (capacity,)
         The key of each slot; written before the slot is inserted.
     """
+
+    has_all = False
 
     def __init__(self, places: Array, keys: Array) -> None:
         self._places = places

@@ -62,7 +62,7 @@ def row_store(
     states = fresh_states(rules, where, spec.items, np.zeros((1, spec.items), spec.dtype))
     words = fixed.take(WORDS + 2, np.int64).data
     shape, noted = (spec.capacity, spec.items), (most_written, spec.items)
-    keys, stamps = (grows.growing((spec.capacity,), np.int64) for _ in range(2))
+    keys = grows.growing((spec.capacity,), np.int64)
     rows = grows.growing(shape, spec.dtype)
     kept = {name: grows.growing(shape, state.dtype) for name, state in states.items()}
     slots, old = grows.growing((most_written,), np.int64), grows.growing(noted, spec.dtype)
@@ -72,12 +72,11 @@ def row_store(
         keys.array,
         rows.array,
         {name: grown.array for name, grown in kept.items()},
-        stamps.array,
         slots.array,
         old.array,
         {name: grown.array for name, grown in before.items()},
     )
-    growth = _Growth(words, (keys, stamps, rows, *kept.values()), (slots, old, *before.values()))
+    growth = _Growth(words, (keys, rows, *kept.values()), (slots, old, *before.values()))
     fresh = partial(fresh_states, rules, where, spec.items)
     return RowStore(table.name, arrays, _index(fixed, spec, keys.array), start, fresh, growth)
 

@@ -22,7 +22,7 @@ from flowml.keyed_rows import Initial, KeyedRows
 from flowml.runtime.row_index import RowIndex
 from flowml.types import Array
 
-COUNT, NOTED, STAMP, ADDED = 0, 1, 2, 3
+COUNT, NOTED, WRITES, ADDED = 0, 1, 2, 3
 WORDS = 8
 
 
@@ -39,8 +39,6 @@ class RowArrays:
     rows : ndarray, shape (capacity, items)
     states : dict of str to ndarray like ``rows``
         The arrays of the rules' states.
-    stamps : ndarray of int64, shape (capacity,)
-        The number of the last write of each row.
     noted_slots : ndarray of int64, shape (longest,)
     noted_rows, noted_states
         Like ``rows`` and ``states``, for ``longest`` rows.
@@ -50,7 +48,6 @@ class RowArrays:
     keys: Array
     rows: Array
     states: Mapping[str, Array]
-    stamps: Array
     noted_slots: Array
     noted_rows: Array
     noted_states: Mapping[str, Array]
@@ -94,29 +91,25 @@ class RowStore:
         """Rows that have been touched by a write."""
         return self._arrays.words[COUNT]
 
-    def read(self, keys: Array) -> Array:
-        """Return a copy of the rows of some keys, shape (n, items).
+    def read(self, keys: Array, out: Array | None = None) -> Array:
+        """Return a copy of the rows of some keys, shape (n, items): ``out``, where it is given.
 
         Notes
         -----
         A read touches nothing: a row that nobody has written is made from its key each time.
         """
         slots = self._index.find(keys)
-        found: Array = self._arrays.rows.take(slots, 0, mode="clip")
-        absent = slots < 0
-        if absent.any():
-            found[absent] = self._initial(keys[absent])
+        found: Array = self._arrays.rows.take(slots, 0, out, "clip")
+        if not self._index.has_all:
+            absent = slots < 0
+            if absent.any():
+                found[absent] = self._initial(keys[absent])
         return found
 
-    def newer(self, keys: Array, stamp: int) -> Array:
-        """Return which of some keys have been written after the write number ``stamp``."""
-        slots = self._index.find(keys)
-        return (slots >= 0) & (self._arrays.stamps.take(slots, mode="clip") > stamp)
-
     @property
-    def stamp(self) -> int:
+    def writes(self) -> int:
         """The number of writes so far."""
-        return self._arrays.words[STAMP]
+        return self._arrays.words[WRITES]
 
     def open(self, keys: Array) -> tuple[Array, Array, dict[str, Array]]:
         """Return slots, rows and states of keys for a write, and note what they are.
@@ -136,9 +129,10 @@ class RowStore:
         """
         arrays, words = self._arrays, self._arrays.words
         slots = self._index.find(keys)
-        absent = slots < 0
-        if absent.any():
-            slots[absent] = self._insert(keys[absent])
+        if not self._index.has_all:
+            absent = slots < 0
+            if absent.any():
+                slots[absent] = self._insert(keys[absent])
         states = {name: state.take(slots, 0) for name, state in arrays.states.items()}
         noted = words[NOTED]
         if noted:
@@ -168,12 +162,11 @@ class RowStore:
 
     def close(self, slots: Array, rows: Array, states: Mapping[str, Array]) -> None:
         """Write rows and states; ``settle`` forgets what was noted."""
-        arrays, words = self._arrays, self._arrays.words
+        arrays = self._arrays
         _put(arrays.rows, slots, rows)
         for name, state in states.items():
             _put(arrays.states[name], slots, state)
-        words[STAMP] += 1
-        arrays.stamps[slots] = words[STAMP]
+        arrays.words[WRITES] += 1
 
     def settle(self) -> None:
         """Let what was written since the last time be so for good."""
@@ -191,6 +184,11 @@ class RowStore:
 
     def mend(self) -> None:
         """Put right what a writer left who died; by the holder of the lock, before it goes on."""
+        words = self._arrays.words
+        if words[NOTED] or words[ADDED] > words[COUNT]:
+            self._put_right()
+
+    def _put_right(self) -> None:
         arrays, words = self._arrays, self._arrays.words
         if words[ADDED] > words[COUNT]:
             slots = np.arange(words[COUNT], words[ADDED])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -51,10 +51,10 @@ class RowSpec:
     capacity: int
     dense: bool
 
-    @property
+    @cached_property
     def items(self) -> int:
         """Items of one row."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def row_bytes(self) -> int:
@@ -79,7 +79,9 @@ class RowSpec:
             )
         keys = np.ascontiguousarray(found, np.int64).reshape(found.shape)
         # Without a sign, what is below zero is above all limits: one pass finds both.
-        if keys.size and int(keys.view(np.uint64).max()) >= (self.limit or NO_KEY):
+        if keys.size and int(np.maximum.reduce(keys.view(np.uint64), axis=None)) >= (
+            self.limit or NO_KEY
+        ):
             least, most = int(found.min()), int(found.max())
             end = "any key >= 0" if self.limit is None else f"keys from 0 to {self.limit - 1}"
             raise DataError(

@@ -53,8 +53,13 @@ class SharedTables:
             return (store.copy().rows.reshape(-1),)
         return self._memory.tables[name][self._rule.version(name) % 2]
 
-    def rows(self, name: str, keys: Array) -> Array:
+    def rows(self, name: str, keys: Array, out: Array | None = None) -> Array:
         """Return a copy of rows, shape (n, items), of a table kept as rows or of a dense one.
+
+        Parameters
+        ----------
+        out : ndarray, shape (n, items), optional
+            Room for them.
 
         Notes
         -----
@@ -63,9 +68,9 @@ class SharedTables:
         store = self._memory.rows.get(name)
         if store is not None:
             store.mend()
-            return store.read(keys)
+            return store.read(keys, out)
         (leaf,) = self._layouts[name, -1].leaves
-        found: Array = self.table(name).reshape(leaf.shape[0], -1).take(keys, 0)
+        found: Array = self.table(name).reshape(leaf.shape[0], -1).take(keys, 0, out, "clip")
         return found
 
     def answer(self, operator: str, output: int) -> tuple[float | None, Buffers]:

@@ -248,7 +248,7 @@ class ReplyReads:
             target[...] = source
         return sum(a.nbytes for item in items for a in item.arrays)
 
-    def rows(self, number: int, keys: Array) -> tuple[Array, int]:
+    def rows(self, number: int, keys: Array, room: Array) -> tuple[Array, int]:
         """Return rows, shape (n, items), and the bytes of what a network carried."""
         (item,), codec = self._items[number], self._loose.codecs[number]
         moved = sum(a.nbytes for a in item.arrays)

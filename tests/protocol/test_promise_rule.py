@@ -158,8 +158,8 @@ PLANTED = {
     ),
     "own pushes are applied with the next one's": (
         GATE,
-        "return tuple((q,) for q in sorted(self._queue(), key=lambda q: (q[1], q[0])))",
-        "return tuple((q,) for q in sorted(self._queue()) if q[0] != self.team.arrived)",
+        "return tuple([(q,) for q in found])",
+        "return tuple([(q,) for q in found if q[0] != self.team.arrived])",
     ),
     "a stale sum leaves some of what is queued": (
         GATE,

@@ -104,8 +104,8 @@ def test_rows_by_key(name: str) -> None:
     with standing(BY_ROWS[name]()) as state:
         state.turns(5, 9)
         here, afar = both(state, Item(0, arrays=(keys,)))
-        mine, moved = here.rows(0, keys)
-        theirs, carried = afar.rows(0, keys)
+        mine, moved = here.rows(0, keys, np.empty((5, 2)))
+        theirs, carried = afar.rows(0, keys, np.empty((5, 2)))
         table = state.tables()["u"][0]
     assert moved == carried == 5 * 2 * (2 if name == "half" else 8)
     np.testing.assert_array_equal(mine, theirs)

@@ -148,14 +148,6 @@ def test_reading_touches_nothing() -> None:
     assert found[0].tobytes() == found[2].tobytes() != found[1].tobytes()
 
 
-def test_which_rows_are_newer() -> None:
-    store, writer, _ = made()
-    for keys in ([1, 2], [2, 3]):
-        writer.write([((np.ones((2, 3)),), np.array(keys), At(0, 0))])
-    assert store.newer(np.array([1, 2, 3, 4]), 0).tolist() == [True, True, True, False]
-    assert store.newer(np.array([1, 2, 3, 4]), 1).tolist() == [False, True, True, False]
-
-
 # -- writers that do not end -------------------------------------------------------------------
 
 
