@@ -84,10 +84,11 @@ class Cursor:
             return self.seat.full()
         if self.act in (Act.READ, Act.ANSWER):
             return self.seat.missing(self.step, self._due)
-        if self.act is Act.MEET:
-            late = tuple(p.number for p in self.peers if p.met < self.met)
-            return Missing("the group's meeting", late, self.step, -1) if late else None
-        return None
+        return self._missing_peers() if self.act is Act.MEET else None
+
+    def _missing_peers(self) -> Missing | None:
+        late = tuple(p.number for p in self.peers if p.met < self.met)
+        return Missing("the group's meeting", late, self.step, -1) if late else None
 
     def behind(self) -> bool:
         """Tell whether the quorum of its step went on without it, before it has read for it."""

@@ -5,6 +5,8 @@ import pytest
 from distributed import Client
 
 import flowml as fl
+from flowml.runtime import own_pulls
+from flowml.runtime.cursor import Cursor
 from graphs import hybrid, ssgd
 from tests.graphs.orders import STEPS, Work, X, Y, at_random, in_turns, moved, ran
 from tests.graphs.reference import CLASSES, FEATURES, assert_close, mean_gradient, zeros
@@ -76,3 +78,32 @@ def test_one_group_is_ssgd(momentum):
     found = one.run(steps=9, replicas=3, groups=1, executor="serial").tables["w"]
     plain = ssgd.build(MODEL, (X, Y), lr=0.3, momentum=momentum, batch_size=10)
     assert_close(found, plain.run(steps=9, replicas=3, executor="serial").tables["w"])
+
+
+def simulated(spread):
+    """Run in virtual time, where the replicas of a group come at different times."""
+    compute = fl.simulate.Compute(1e-3, spread=spread)
+    run = graph(momentum=0.5).simulate(
+        steps=STEPS, replicas=4, groups=TWO_PAIRS, record=True, compute=compute
+    )
+    return ran(run)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3, 1.0, 2.0])
+def test_simulated_replicas_equal_a_plain_loop(spread):
+    found = simulated(spread)
+    assert_loop(found.tables, found.events, TWO_PAIRS, 4)
+
+
+PLANTED = {
+    "each replica receives for itself": (own_pulls, "first_of_group", lambda plan, number: True),
+    "nobody waits for the group": (Cursor, "_missing_peers", lambda cursor: None),
+}
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_planted_fault_of_the_hand_round_is_caught(fault, monkeypatch):
+    monkeypatch.setattr(*PLANTED[fault])
+    found = simulated(1.0)
+    with pytest.raises(AssertionError):
+        assert_loop(found.tables, found.events, TWO_PAIRS, 4)
