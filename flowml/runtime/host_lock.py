@@ -112,9 +112,9 @@ class HostLock:
             return False
         return True
 
-    def _set(self, kind: bytes) -> None:
+    def _set(self, request: bytes) -> None:
         assert self._file is not None
-        fcntl.fcntl(self._file, _SET, kind)
+        fcntl.fcntl(self._file, _SET, request)
 
     def close(self) -> None:
         """Let go of the file; harmless when repeated."""
