@@ -207,7 +207,8 @@ def map(fn: Function, *inputs: Handle, outputs: int = 1, name: str | None = None
     Parameters
     ----------
     fn : callable
-        Gets the values of ``inputs``, read-only; returns a new value.
+        Gets the values of ``inputs``, read-only and good until its step ends (the next one may
+        use their memory: what is to be kept is copied); returns a new value.
     outputs : int
         With n > 1, ``fn`` returns a tuple of n and n handles come back.
 

@@ -121,8 +121,7 @@ class RowPull:
         if self.ids is None:
             self.rank.registers[slot] = EMPTY
             return 0
-        keys = self.ids.reshape(-1)
-        found, moved = reads.rows(self.number, keys, self._room_for(len(keys)))
+        found, moved = reads.rows(self.number, self.ids.reshape(-1), self._room_for)
         shaped = found.reshape(self.ids.shape + self.rows.shape)
         shaped.flags.writeable = False
         self.rank.registers[slot] = Value(shaped, None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
 
 from flowml.codecs.contract import nbytes
 from flowml.protocol.promise_rule import PromiseRule
@@ -13,6 +14,7 @@ from flowml.runtime.shared_tables import SharedTables
 from flowml.types import Array
 
 Buffers = tuple[Array, ...]
+Room: TypeAlias = Callable[[int], Array]
 
 
 class Reads(Protocol):
@@ -27,13 +29,13 @@ class Reads(Protocol):
     def table(self, number: int, targets: Buffers, known: int) -> int:
         """Copy a whole table, unless its known version is the current one; return the bytes."""
 
-    def rows(self, number: int, keys: Array, room: Array) -> tuple[Array, int]:
+    def rows(self, number: int, keys: Array, room: Room) -> tuple[Array, int]:
         """Return rows, shape (n, items), and the bytes of what a network would carry.
 
         Parameters
         ----------
-        room : ndarray, shape (n, items)
-            Rows may be copied there and be that; it saves fresh memory in every step.
+        room : callable of (n) -> ndarray, shape (n, items)
+            Gives memory that rows may be copied to: fresh memory costs more than the copy.
         """
 
     def answer(self, number: int, output: int, targets: Buffers) -> float | None:
@@ -81,9 +83,9 @@ class SharedReads:
             leaf[...] = decoded(codec, payload, leaf)
         return moved
 
-    def rows(self, number: int, keys: Array, room: Array) -> tuple[Array, int]:
+    def rows(self, number: int, keys: Array, room: Room) -> tuple[Array, int]:
         """Return rows, shape (n, items), and the bytes of what a network would carry."""
-        found = self._tables.rows(self._loose.reads[number].source, keys, room)
+        found = self._tables.rows(self._loose.reads[number].source, keys, room(len(keys)))
         codec = self._loose.codecs[number]
         if codec is None:
             return found, found.nbytes

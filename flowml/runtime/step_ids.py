@@ -9,7 +9,7 @@ from flowml.types import Array
 
 
 class StepIds:
-    """Looks at each array of ids once a step.
+    """Looks at each array of ids once a step, for each table that is kept as rows.
 
     Notes
     -----

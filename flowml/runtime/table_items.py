@@ -21,7 +21,7 @@ from flowml.runtime.domain import Layouts, layout_of_port
 from flowml.runtime.edge_codec import encoded
 from flowml.runtime.fitting import buffers_of, decoded_as, known_keys, leaves_of, unfit
 from flowml.runtime.loose_plan import LoosePlan
-from flowml.runtime.reads import SharedReads
+from flowml.runtime.reads import Room, SharedReads
 from flowml.runtime.row_memory import ids_of_gate
 from flowml.runtime.row_tables import RowSpec, row_spec
 from flowml.runtime.shared_tables import SharedTables
@@ -248,7 +248,7 @@ class ReplyReads:
             target[...] = source
         return sum(a.nbytes for item in items for a in item.arrays)
 
-    def rows(self, number: int, keys: Array, room: Array) -> tuple[Array, int]:
+    def rows(self, number: int, keys: Array, room: Room) -> tuple[Array, int]:
         """Return rows, shape (n, items), and the bytes of what a network carried."""
         (item,), codec = self._items[number], self._loose.codecs[number]
         moved = sum(a.nbytes for a in item.arrays)

@@ -1,11 +1,14 @@
 """hybrid equals a plain loop of groups, each with one model, and is ssgd or asgd at the ends."""
 
+from types import SimpleNamespace
+
 import dask
 import pytest
 from distributed import Client
 
 import flowml as fl
-from flowml.runtime import own_pulls
+from flowml import reductions
+from flowml.runtime import group_answers, own_pulls
 from flowml.runtime.cursor import Cursor
 from graphs import hybrid, ssgd
 from tests.graphs.orders import STEPS, Work, X, Y, at_random, in_turns, moved, ran
@@ -96,14 +99,22 @@ def test_simulated_replicas_equal_a_plain_loop(spread):
 
 
 PLANTED = {
-    "each replica receives for itself": (own_pulls, "first_of_group", lambda plan, number: True),
-    "nobody waits for the group": (Cursor, "_missing_peers", lambda cursor: None),
+    "each replica receives for itself": (
+        (own_pulls, "first_of_group", lambda plan, number: True),
+        (
+            group_answers,
+            "reductions",
+            SimpleNamespace(sum_=reductions.mean),
+        ),  # not one table, added twice
+    ),
+    "nobody waits for the group": ((Cursor, "_missing_peers", lambda cursor: None),),
 }
 
 
 @pytest.mark.parametrize("fault", PLANTED)
 def test_a_planted_fault_of_the_hand_round_is_caught(fault, monkeypatch):
-    monkeypatch.setattr(*PLANTED[fault])
+    for place, name, wrong in PLANTED[fault]:
+        monkeypatch.setattr(place, name, wrong)
     found = simulated(1.0)
     with pytest.raises(AssertionError):
         assert_loop(found.tables, found.events, TWO_PAIRS, 4)

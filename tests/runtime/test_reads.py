@@ -97,6 +97,10 @@ def test_a_version_that_is_known_is_not_copied() -> None:
         assert afar.table(0, buffers(state, "w"), version - 1) > 0
 
 
+def room(count: int) -> Any:
+    return np.empty((count, 2))
+
+
 @pytest.mark.parametrize("name", BY_ROWS)
 def test_rows_by_key(name: str) -> None:
     """Also some that nobody has written, and one twice, in the order that was asked for."""
@@ -104,8 +108,8 @@ def test_rows_by_key(name: str) -> None:
     with standing(BY_ROWS[name]()) as state:
         state.turns(5, 9)
         here, afar = both(state, Item(0, arrays=(keys,)))
-        mine, moved = here.rows(0, keys, np.empty((5, 2)))
-        theirs, carried = afar.rows(0, keys, np.empty((5, 2)))
+        mine, moved = here.rows(0, keys, room)
+        theirs, carried = afar.rows(0, keys, room)
         table = state.tables()["u"][0]
     assert moved == carried == 5 * 2 * (2 if name == "half" else 8)
     np.testing.assert_array_equal(mine, theirs)
