@@ -77,7 +77,9 @@ class RowSpec:
                 f"dtype {found.dtype}",
                 "Cast them in the operator that makes them.",
             )
-        keys = np.ascontiguousarray(found, np.int64).reshape(found.shape)
+        keys = found
+        if found.dtype != np.int64 or not found.flags.c_contiguous:
+            keys = np.ascontiguousarray(found, np.int64).reshape(found.shape)
         # Without a sign, what is below zero is above all limits: one pass finds both.
         if keys.size and int(np.maximum.reduce(keys.view(np.uint64), axis=None)) >= (
             self.limit or NO_KEY
