@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from flowml.runtime.host_link import spin_seconds
+from flowml.runtime.cores import spin_seconds
 from flowml.runtime.patience import LONGEST_SLEEP, SHORTEST_SLEEP
 from flowml.runtime.patience import SPIN_SECONDS as LOOK_SECONDS
 from flowml.runtime.stopwatch import Timings

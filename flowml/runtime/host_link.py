@@ -34,25 +34,18 @@ from time import monotonic, perf_counter_ns
 from flowml.protocol.arrival import FRAME_BYTES
 from flowml.protocol.failures import Aborted, ProtocolError
 from flowml.protocol.superstep import SuperstepBarrier, Verdict
-from flowml.runtime.cores import usable_cores
+from flowml.runtime.cores import spin_seconds
 from flowml.runtime.host_alarm import Alarm
 from flowml.runtime.host_hello import Hello, HostListener
 from flowml.runtime.host_meeting import Meeting
 from flowml.runtime.segment import Segment
 
-SPIN_SECONDS = 1e-3
-SHARED_CORE_SPIN_SECONDS = 100e-6
 GREEDY_SECONDS = 5e-6
 SLICE_SECONDS = 0.25
 
 _GREEDY_NS = int(GREEDY_SECONDS * 1e9)
 _DONTWAIT = socket.MSG_DONTWAIT
 _SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
-
-
-def spin_seconds(members: int) -> float:
-    """Return how long a barrier of so many members looks before it sleeps."""
-    return SPIN_SECONDS if members <= usable_cores() else SHARED_CORE_SPIN_SECONDS
 
 
 class _Peer:

@@ -20,12 +20,12 @@ from time import perf_counter, sleep
 from types import TracebackType
 
 from flowml.errors import PlanError
+from flowml.runtime.cores import spin_seconds
 
 _SET = getattr(fcntl, "F_OFD_SETLK", -1)
 _LOCK, _UNLOCK = (
     struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 1, 0) for kind in (fcntl.F_WRLCK, fcntl.F_UNLCK)
 )
-SPIN_SECONDS = 100e-6
 SLEEP_SECONDS = 50e-6
 SLICE_SECONDS = 0.25
 
@@ -37,6 +37,8 @@ class HostLock:
     ----------
     fd : int or None
         The shared memory's descriptor; None where one process has it to itself.
+    processes : int
+        That share it.
 
     Attributes
     ----------
@@ -50,9 +52,10 @@ class HostLock:
         Where the system has no such locks.
     """
 
-    def __init__(self, fd: int | None) -> None:
+    def __init__(self, fd: int | None, processes: int = 1) -> None:
         self.on_silence: Callable[[float], None] = _keep_waiting
         self._threads = threading.Lock()
+        self._spin_seconds = spin_seconds(processes)
         self._file: int | None = None
         if fd is not None:
             if _SET < 0:
@@ -98,7 +101,7 @@ class HostLock:
             if now > told:
                 self.on_silence(now - began)
                 told = now + SLICE_SECONDS
-            if now - began < SPIN_SECONDS:
+            if now - began < self._spin_seconds:
                 os.sched_yield()
             else:
                 sleep(SLEEP_SECONDS)

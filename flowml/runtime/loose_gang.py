@@ -51,7 +51,8 @@ class LooseGang(Gang):
         assert self._segment is not None
         domain, seed = spec.domain_of(self.worker), spec.order.seed
         cut = LooseMemory.of(loose, spec.layouts, seed, domain, len(spec.roster.workers))
-        lock = self._lock = HostLock(None if self._link is None else self._segment.fd)
+        fd = None if self._link is None else self._segment.fd
+        lock = self._lock = HostLock(fd, len(spec.roster.domain(self.worker)))
         lock.on_silence = self._locked
         counts = cut.meetings(block, spec.plan.replicas)
         if self.tables_at is None:

@@ -17,7 +17,7 @@ from flowml.errors import PlanError, StaleRunError, StalledError
 from flowml.protocol.arrival import Arrival
 from flowml.protocol.failures import Aborted, PeerLost, ProtocolError
 from flowml.protocol.superstep import SuperstepBarrier, Verdict
-from flowml.runtime import host_hello, host_link, host_meeting
+from flowml.runtime import cores, host_hello, host_meeting
 from flowml.runtime.host_hello import Hello, HostListener, HostUnreachable, peer_user, reach
 from flowml.runtime.host_link import HostLink
 from flowml.runtime.segment import Segment
@@ -77,7 +77,7 @@ def test_all_members_get_the_same_verdicts(count: int, listening: str) -> None:
 
 
 def test_who_shares_a_core_looks_for_a_shorter_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_link, "usable_cores", lambda: 2)
+    monkeypatch.setattr(cores, "usable_cores", lambda: 2)
     spins = []
     for count in (1, 2, 3):
         with linked(count) as links:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from flowml.runtime import cores, host_lock
 from flowml.runtime.host_lock import HostLock
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="locks of open files are Linux's")
@@ -51,6 +52,32 @@ def test_one_at_a_time(same: bool, two: tuple[HostLock, HostLock]) -> None:
     assert entered.wait(WAIT_SECONDS)
     thread.join()
     assert inside == ["mine", "other"]
+
+
+def test_who_shares_a_core_looks_for_a_shorter_time(
+    memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cores, "usable_cores", lambda: 2)
+    slept: list[float] = []
+    monkeypatch.setattr(host_lock, "sleep", slept.append)
+    now = iter(range(1_000_000))
+    monkeypatch.setattr(host_lock, "perf_counter", lambda: next(now) * 1e-5)
+    looks = []
+    for processes in (2, 3):
+        tries = iter([False] * 200 + [True])
+        count = [0]
+
+        def attempt(tries: Iterator[bool] = tries, count: list[int] = count) -> bool:
+            count[0] += not slept
+            return next(tries)
+
+        lock = HostLock(memory, processes)
+        monkeypatch.setattr(lock, "_try", attempt)
+        slept.clear()
+        lock._wait()
+        looks.append(count[0])
+        lock.close()
+    assert looks == [100, 10]
 
 
 def test_counting_by_threads_of_two_workers_loses_nothing(two: tuple[HostLock, HostLock]) -> None:
