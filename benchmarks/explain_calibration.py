@@ -30,6 +30,7 @@ from sync_case import LEARNING_RATE, REPLICAS, Case, Examples, chosen_examples
 from sync_step import cluster
 
 import flowml as fl
+from flowml.thinning import strides
 
 ROOT = Path(__file__).parents[1]
 GRAPHS = ("ssgd", "local_sgd", "ssp", "batch_gradient")
@@ -98,14 +99,8 @@ def graph_of(name: str, case: Case, examples: Examples, rows: int) -> fl.Graph:
 
 
 def mean_step(history: Any) -> float:
-    """Return the mean seconds of a step; after the first thousand, a row stands for ten, and so on.
-
-    Notes
-    -----
-    As :class:`flowml.history.History` keeps rows.
-    """
-    weight = 10.0 ** np.maximum(0, np.floor(np.log10(np.maximum(history["step"], 1))) - 2)
-    return float(np.average(history["seconds"], weights=weight))
+    """Return the mean seconds of a step, those included that are not kept."""
+    return float(np.average(history["seconds"], weights=strides(history["step"])))
 
 
 def steps_in(graph: fl.Graph, seconds: float, **options: Any) -> int:

@@ -13,7 +13,8 @@ from flowml.types import Array
 class History(Mapping[str, Array]):
     """Columns of equal length, one row a step and replica, ordered by step.
 
-    All steps of the first thousand are kept, then every tenth, and so on.
+    All steps of the first thousand are kept, then every tenth, and so on: a mean over a long run
+    weighs its rows with `flowml.thinning.strides`.
 
     Attributes
     ----------

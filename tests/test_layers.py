@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
     0: "errors types configuration given interrupts mainguard",
     1: "freshness edges codecs rules clipping delay_compensation shrinkage schedules reductions "
-    "events keyed_rows initial_rows",
+    "events keyed_rows initial_rows thinning",
     2: "actions graph plan layout",
     3: "handles arguments operators differentiate data models protocol drawing",
     4: "appraisal collect history ledger runtime simulate timeline",

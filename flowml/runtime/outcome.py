@@ -13,6 +13,7 @@ from flowml.events import Event, ReplicaDone
 from flowml.layout import Layout
 from flowml.plan import Plan
 from flowml.runtime.moved import Moved
+from flowml.thinning import kept_in_history
 from flowml.types import Array, Pytree
 
 Status: TypeAlias = Literal["done", "until", "stopped", "failed"]
@@ -120,11 +121,9 @@ class HistoryBuilder:
 
     Notes
     -----
-    All rows of the first ``FULL_STEPS`` steps; later every tenth step up to ten times that, then
-    every hundredth, and so on: a run of a million steps keeps some ten thousand rows a replica.
+    All rows of the first thousand steps; later every tenth step up to ten times that, then every
+    hundredth, and so on: a run of a million steps keeps some ten thousand rows a replica.
     """
-
-    FULL_STEPS = 1000
 
     def __init__(self) -> None:
         self._blocks: list[Mapping[str, Array]] = []
@@ -140,22 +139,6 @@ class HistoryBuilder:
         joined = {n: np.concatenate([b[n] for b in self._blocks]) for n in HISTORY_COLUMNS}
         order = np.lexsort((joined["replica"], joined["step"]))
         return {name: column[order] for name, column in joined.items()}
-
-
-def kept_in_history(steps: Array) -> Array:
-    """Return which steps the history keeps.
-
-    Examples
-    --------
-    >>> kept_in_history(np.array([5, 999, 1000, 1003, 1010, 10050, 10100]))
-    array([ True,  True,  True, False,  True, False,  True])
-    """
-    stride = np.ones(len(steps), np.int64)
-    limit = HistoryBuilder.FULL_STEPS
-    while len(steps) and steps[-1] >= limit:
-        stride[steps >= limit] *= 10
-        limit *= 10
-    return np.asarray(steps % stride == 0)
 
 
 def history_block(

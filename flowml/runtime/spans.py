@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from flowml.runtime.outcome import HistoryBuilder
+from flowml.thinning import FULL_STEPS
 from flowml.types import Array
 
 Span: TypeAlias = tuple[int, int, int, float, float]
@@ -46,7 +46,7 @@ def stride_at(step: int) -> int:
     >>> [stride_at(step) for step in (0, 999, 1000, 10_000, 100_000)]
     [17, 17, 173, 1733, 17333]
     """
-    stride, limit = STRIDE, HistoryBuilder.FULL_STEPS
+    stride, limit = STRIDE, FULL_STEPS
     while step >= limit:
         stride, limit = 10 * stride + 3, 10 * limit
     return stride

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from flowml.errors import PlanError
+from flowml.thinning import strides
 from flowml.types import Array
 
 
@@ -103,7 +104,9 @@ class Timed:
         """
         replicas, seconds = np.asarray(history["replica"]), np.asarray(history["seconds"])
         alone = np.maximum(seconds - np.asarray(history["wait_seconds"]), 1e-9)
-        return cls([alone[replicas == replica] for replica in np.unique(replicas)])
+        counts = strides(np.asarray(history["step"]))  # the first steps are the slowest
+        own = [replicas == replica for replica in np.unique(replicas)]
+        return cls([np.repeat(alone[mine], counts[mine]) for mine in own])
 
     def draw(self, rng: np.random.Generator, replica: int) -> float:
         """Return the time of one step. Unit: seconds."""

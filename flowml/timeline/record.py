@@ -10,8 +10,9 @@ import numpy as np
 from flowml.history import History
 from flowml.plan import Plan
 from flowml.runtime.loose_plan import is_loose
-from flowml.runtime.outcome import HistoryBuilder, Outcome
+from flowml.runtime.outcome import Outcome
 from flowml.runtime.spans import as_spans
+from flowml.thinning import FULL_STEPS
 from flowml.timeline.chrome import Trace
 from flowml.timeline.pace import Pace, paces
 from flowml.types import Array
@@ -99,7 +100,7 @@ class Timeline:
         -----
         From the timed steps among those of which the history has all.
         """
-        early = self.operators["step"] < HistoryBuilder.FULL_STEPS
+        early = self.operators["step"] < FULL_STEPS
         names, spent = self.operators["operator"][early], self.operators["seconds"][early]
         if not len(names):
             return {}

@@ -170,6 +170,15 @@ def test_a_run_tells_the_simulator_its_steps_without_their_waits() -> None:
     assert again.seconds == pytest.approx(waits.seconds, rel=1e-6)
 
 
+def test_a_row_of_a_long_run_tells_of_all_the_steps_that_it_stands_for() -> None:
+    """The first steps are the slowest: alike with the others, they would be two thirds of them."""
+    steps = np.concatenate([np.arange(1000), np.arange(1000, 6000, 10)])
+    slow = np.where(steps < 1000, 4.0, 1.0)
+    columns = {"step": steps, "replica": np.zeros(1500, int), "seconds": slow + 0.5}
+    (told,) = Timed.of({**columns, "wait_seconds": np.full(1500, 0.5)}).seconds
+    assert (len(told), told.mean()) == (6000, 1.5)
+
+
 def test_the_executor_by_name_is_the_simulator_with_its_defaults() -> None:
     graph = training("stale")
     named = graph.run(steps=5, replicas=2, executor="simulated")
