@@ -12,9 +12,10 @@ from flowml.data.rows import Rows
 from flowml.events import Event, WindowDone
 from tests.faults.bed import WAIT_SECONDS, bed, eventually
 
-LIMIT = 400 * 2**20
-WIDTH, PART_ROWS, PARTS = 2000, 2500, 84
-"""A part has 20 MB, the source 1.68 GB: 4.2 times the limit of a worker."""
+LIMIT = 512 * 2**20
+WIDTH, PART_ROWS, PARTS = 2000, 2500, 108
+"""A part has 20 MB, the source 2.16 GB: 4 times the limit of a worker. Dask pauses one at 80 % of
+that, and a process needs some 200 MB before it reads anything."""
 
 
 @dataclass(frozen=True)
