@@ -149,7 +149,7 @@ def limit(case: Case, rank: int, steps: int) -> Array:
     Notes
     -----
     The process keeps what it frees, as one with a replica does: with the settings that Dask's nanny
-    leaves, NumPy takes two to four times as long, for page faults.
+    leaves, NumPy would pay each result in page faults.
     """
     keep_freed_memory()
     table, value, sets = case.fresh(), case.value(), key_sets(rank)

@@ -28,8 +28,7 @@ class BatchRoom:
         self._like: Rows | None = None
         self._room: list[Array | None] = []
         self._sparse: list[list[Column]] = []
-        self._full: tuple[Any, Rows] | None = None
-        """What operators get of a full batch of dense rows, and its rows."""
+        self._full: Rows | None = None
         self._count = 0
 
     def shape_for(self, rows: Rows) -> None:
@@ -38,8 +37,7 @@ class BatchRoom:
         self._room = [None if issparse(a) else room_for(self._capacity, a) for a in rows.arrays]
         self._sparse = [[] for _ in rows.arrays]
         if all(room is not None for room in self._room):
-            full = self._shown(self._capacity)
-            self._full = full.value(), full
+            self._full = self._shown(self._capacity)
 
     def whole(self, rows: Rows, index: Array) -> tuple[Any, float]:
         """Gather one full batch of dense rows: the path that most steps take.
@@ -54,8 +52,7 @@ class BatchRoom:
             return self.finish()
         for column, room in zip(rows.arrays, self._room, strict=True):
             column.take(index, 0, room, "clip")
-        value, full = self._full
-        return value, full.examples()
+        return self._full.value(), self._full.examples()
 
     def add(self, rows: Rows, index: Array, name: str = "rows") -> None:
         """Gather a part of the batch behind the parts before.

@@ -170,11 +170,10 @@ class LooseRank:
     def delivered(self, event: int, step: int, made: Iterable[int]) -> list[Row]:
         """Return the rows of a delivery to some gates."""
         first, late, mine = len(self.pulls), min(self.staleness, MOST_LATE), self.number
-        rows = [
-            (event, step, 0, moved, 0.0, mine, late, first + n, DELIVER)
-            for n in made
-            for moved in (min(self.inputs[n].moved, MOST_BYTES),)
-        ]
+        rows = []
+        for n in made:
+            moved = min(self.inputs[n].moved, MOST_BYTES)
+            rows.append((event, step, 0, moved, 0.0, mine, late, first + n, DELIVER))
         return rows or [(event, step, 0, 0, 0.0, mine, late, NO_EDGE, DELIVER)]
 
     def unsent(self) -> tuple[str, ...]:

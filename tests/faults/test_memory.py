@@ -15,7 +15,7 @@ from tests.faults.bed import WAIT_SECONDS, bed, eventually
 LIMIT = 512 * 2**20
 WIDTH, PART_ROWS, PARTS = 2000, 2500, 108
 """A part has 20 MB, the source 2.16 GB: 4 times the limit of a worker. Dask pauses one at 80 % of
-that, and a process needs some 200 MB before it reads anything."""
+that, and what a process needs before it reads anything counts too."""
 
 
 @dataclass(frozen=True)
